@@ -80,6 +80,24 @@ class MetricsWriter:
         self.close()
 
 
+class Seconds:
+    """Wall time by phase, of the latest step and of all."""
+
+    def __init__(self):
+        self.latest: dict[str, float] = {}
+        self.total: dict[str, float] = {}
+
+    def start(self) -> None:
+        self.latest, self._since = {}, time.perf_counter()
+
+    def stop(self, phase: str) -> None:
+        """Everything since the last phase's end was this one."""
+        now = time.perf_counter()
+        name = f"seconds/{phase}"
+        self.latest[name], self._since = now - self._since, now
+        self.total[name] = self.total.get(name, 0.0) + self.latest[name]
+
+
 def _json_number(value: float) -> float | str:
     # JSON has no word for these; python's float() and numpy's read the strings back.
     return value if math.isfinite(value) else str(value)

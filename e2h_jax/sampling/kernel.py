@@ -23,6 +23,7 @@ from e2h_jax.models.llama import LlamaConfig, unstack
 from e2h_jax.parallel.rules import axis_size, constrain
 from e2h_jax.sampling.choose import Settings, choose, row_keys, row_uniforms
 
+_unstack = jax.jit(unstack, static_argnums=1)
 BLOCK = 8  # steps between two moments at which ended rows are given their next sample
 BLOCKS = 4  # blocks of a dispatch, at most
 SUFFIX_CHUNK = 64  # columns of the first suffix chunk
@@ -102,6 +103,10 @@ class Kernel:
         self.columns = (0, 0)  # prompt columns of a group and suffix columns of a row that the last dispatch read
         self.update(params)
 
+    def adopt(self, other: "Kernel") -> None:
+        """Uses the weights that another kernel of the same model and mesh has: one copy for both."""
+        self._params = other._params
+
     def update(self, params: nnx.State) -> None:
         """Takes new weights of the same shapes, in the compute dtype and layer by layer."""
         self.abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params))
@@ -110,7 +115,8 @@ class Kernel:
                 program = jax.jit(unstack, static_argnums=1).lower(params, self.config.dtype).compile()
                 self._params = program.out_info
             else:
-                self._params = unstack(params, self.config.dtype)
+                self._params = None  # the old ones make room
+                self._params = _unstack(params, self.config.dtype)
 
     def weights(self) -> list[jax.Array]:
         """The matrices that every step multiplies with: all but the embedding (unless it is the output matrix, too)."""

@@ -8,12 +8,14 @@ missing. On several hosts each writes the samples of its own rows.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import ml_collections
 import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from e2h_jax.data.records import read_many, select_levels
@@ -24,6 +26,7 @@ from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError
 from e2h_jax.metrics import MetricsWriter
 from e2h_jax.models import store
+from e2h_jax.models.llama import LlamaConfig
 from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.parallel.rules import axis_size
 from e2h_jax.sampling.choose import Settings
@@ -59,7 +62,9 @@ def defaults() -> ml_collections.ConfigDict:
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     """Writes `workdir/samples-*.jsonl`; returns counts and rates. Raises UserError for bad settings or data."""
     workdir = Path(workdir)
-    _check(config)
+    if not config.model:
+        raise UserError("config.model is empty; name the model/ folder of a finished stage")
+    check(config)
     mesh = make_mesh(config.mesh)
     dtype = config.dtype or store.load_config(config.model)[1].dtype
     graph, model_config, params = store.load(
@@ -68,12 +73,6 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     tokenizer, template = load_tokenizer(config.model), get_template(config.template)
     problems = select_levels(read_many(config.problems, "problem"), config.levels)
     problems = problems[: config.limit or None]
-    shards = axis_size(mesh, "batch")
-    if config.rows < shards:
-        raise UserError(f"config.rows={config.rows} is fewer than the {shards} shards of config.mesh that rows are cut over")
-    # With a quarter of them, a prompt's last samples end before the next prompt's have all begun.
-    rows = min(config.rows_per_prompt or min(16, -(-config.samples // 4)), config.rows // shards)
-
     key = lambda record: (record["problem_id"], record["sample"])  # noqa: E731
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     with ShardWriter(workdir, "samples", key=key, **process) as writer:
@@ -85,33 +84,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
             missing = [i for i in range(config.samples) if (problem["id"], i) not in writer.done]
             if missing:
                 requests.append(Request(problem["id"], tokens, missing))
-        longest = max((len(request.tokens) for request in requests), default=0)
-        if longest + config.max_new_tokens > model_config.max_length:
-            raise UserError(
-                f"a prompt of {longest} tokens and config.max_new_tokens={config.max_new_tokens} exceed the model's "
-                f"{model_config.max_length} positions; lower max_new_tokens"
-            )
         began = time.perf_counter()
-        kernel = Kernel(
-            graph,
-            model_config,
-            params,
-            mesh,
-            groups=config.rows // rows // shards * shards,
-            rows=rows,
-            seed=config.seed,
-            settings=Settings(
-                config.max_new_tokens,
-                end_tokens(tokenizer, template),
-                config.temperature,
-                config.top_k,
-                config.top_p,
-                config.min_p,
-            ),
-            prompt_bucket=config.prompt_bucket,
-        )
+        lengths = [len(request.tokens) for request in requests]
+        kernel = make_kernel(config, graph, model_config, params, mesh, tokenizer, template, lengths)
         del params  # the kernel has its own, in the compute dtype
-        kernel.compile(len(request.tokens) for request in requests)
         roofline = Roofline(kernel)
         compiled = time.perf_counter()
 
@@ -156,9 +132,52 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     }
 
 
-def _check(config: ml_collections.ConfigDict) -> None:
-    if not config.model:
-        raise UserError("config.model is empty; name the model/ folder of a finished stage")
+def make_kernel(
+    config: ml_collections.ConfigDict,
+    graph: nnx.GraphDef,
+    model_config: LlamaConfig,
+    params: nnx.State,
+    mesh: Mesh,
+    tokenizer,
+    template: Template,
+    lengths: Sequence[int],
+) -> Kernel:
+    """The kernel that draws as `config` says (the fields of this stage), compiled for prompts of these `lengths`."""
+    longest, shards = max(lengths, default=0), axis_size(mesh, "batch")
+    if longest + config.max_new_tokens > model_config.max_length:
+        raise UserError(
+            f"a prompt of {longest} tokens and config.max_new_tokens={config.max_new_tokens} exceed the model's "
+            f"{model_config.max_length} positions; lower max_new_tokens"
+        )
+    if config.rows < shards:
+        raise UserError(f"config.rows={config.rows} is fewer than the {shards} shards of config.mesh that rows are cut over")
+    # With a quarter of them, a prompt's last samples end before the next prompt's have all begun.
+    rows = min(config.rows_per_prompt or min(16, -(-config.samples // 4)), config.rows // shards)
+    settings = Settings(
+        config.max_new_tokens,
+        end_tokens(tokenizer, template),
+        config.temperature,
+        config.top_k,
+        config.top_p,
+        config.min_p,
+    )
+    kernel = Kernel(
+        graph,
+        model_config,
+        params,
+        mesh,
+        groups=config.rows // rows // shards * shards,
+        rows=rows,
+        seed=config.seed,
+        settings=settings,
+        prompt_bucket=config.prompt_bucket,
+    )
+    kernel.compile(lengths)
+    return kernel
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for numbers that no sampler can work with."""
     if min(config.samples, config.rows, config.max_new_tokens, config.prompt_bucket) < 1:
         raise UserError("config.samples, config.rows, config.max_new_tokens and config.prompt_bucket must be at least 1")
     if min(config.limit, config.rows_per_prompt) < 0:

@@ -66,17 +66,17 @@ class Checkpoints:
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
-    def save(self, step: int, state: Any, iterator) -> None:
+    def save(self, step: int, state: Any, iterator=None) -> None:
         """Starts a save; returns once the state is copied off the devices, before it is on disk."""
-        self._checkpointer.save_checkpointables_async(step, {"state": flatten(state), "data": _IteratorState(iterator)})
+        data = {} if iterator is None else {"data": _IteratorState(iterator)}
+        self._checkpointer.save_checkpointables_async(step, {"state": flatten(state)} | data)
 
-    def restore(self, state: Any, iterator) -> Any:
+    def restore(self, state: Any, iterator=None) -> Any:
         """Loads the newest checkpoint into the shapes and shardings of `state`, and moves `iterator` to its position."""
         abstract = {
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding) for name, leaf in flatten(state).items()
         }
-        loaded = self._checkpointer.load_checkpointables(
-            abstract_checkpointables={"state": abstract, "data": _IteratorState(iterator)}
-        )
+        data = {} if iterator is None else {"data": _IteratorState(iterator)}
+        loaded = self._checkpointer.load_checkpointables(abstract_checkpointables={"state": abstract} | data)
         leaves = [loaded["state"][name] for name in flatten(state)]
         return jax.tree.unflatten(jax.tree.structure(state), leaves)

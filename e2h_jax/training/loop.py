@@ -9,7 +9,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -182,7 +182,7 @@ def train(
                 signal_number = interrupted()
                 if step % config.checkpoint_every == 0 or step == steps or signal_number:
                     # First its metrics: a resumed run does not write them again, nor may it resume from a broken state.
-                    _check_finite(step, metrics)
+                    check_finite(step, metrics)
                     if pending is not None:
                         last = _log(writer, bar, *pending, tokens / (time.perf_counter() - began))
                         pending = None
@@ -196,7 +196,7 @@ def train(
 
 
 def _log(writer: MetricsWriter, bar: tqdm, step: int, metrics: Batch, rate: float) -> dict[str, float]:
-    _check_finite(step, metrics)
+    check_finite(step, metrics)
     values = {name: float(np.asarray(value)) for name, value in metrics.items()}
     values["tokens_per_second"] = rate
     writer.write(step, values)
@@ -204,7 +204,8 @@ def _log(writer: MetricsWriter, bar: tqdm, step: int, metrics: Batch, rate: floa
     return values
 
 
-def _check_finite(step: int, metrics: Batch) -> None:
+def check_finite(step: int, metrics: Mapping[str, Any]) -> None:
+    """Raises UserError when a step's loss or gradient is not finite."""
     # The loss is from before the step's update; a gradient that is not finite has broken the parameters after it.
     for name in ("loss", "grad_norm"):
         value = float(np.asarray(metrics[name]))

@@ -16,6 +16,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.learning_rate = 2e-5  # peak
     config.final_fraction = 0.01  # the cosine tends to learning_rate * this, one step after the last
     config.warmup_fraction = 0.05  # of all steps, linear from 0 (the original: 0.2 of one epoch)
+    config.first_rate_zero = False  # True: the first step has rate 0 and does nothing, as in the original
     config.b1 = 0.9
     config.b2 = 0.999
     config.eps = 1e-8
@@ -26,13 +27,13 @@ def defaults() -> ml_collections.ConfigDict:
 
 
 def schedule(config, steps: int) -> optax.Schedule:
-    """Learning rate at each optimiser step 0 … steps-1; step 0 already moves (the original's first step has rate 0)."""
-    warmup = max(1, round(config.warmup_fraction * steps))
+    """Learning rate at each optimiser step 0 … steps-1; step 0 already moves, unless `first_rate_zero` is set."""
+    warmup, first = max(1, round(config.warmup_fraction * steps)), 0 if config.first_rate_zero else 1
 
     def rate(count):
         done = jnp.clip((count - warmup) / max(1, steps - warmup), 0.0, 1.0)
         cosine = config.final_fraction + (1 - config.final_fraction) * 0.5 * (1 + jnp.cos(jnp.pi * done))
-        return config.learning_rate * jnp.where(count < warmup, (count + 1) / warmup, cosine)
+        return config.learning_rate * jnp.where(count < warmup, (count + first) / warmup, cosine)
 
     return rate
 
@@ -43,14 +44,23 @@ def parameter_name(path) -> str:
     return "/".join(str(key) for key in keys if key != "value")
 
 
-def make_optimizer(config, steps: int, params) -> optax.GradientTransformation:
+def make_optimizer(config, steps: int, params, updates_per_step: int = 1) -> optax.GradientTransformation:
     """AdamW of `config` (see `defaults`) for `params` (a pytree of nnx.Params or their shapes).
+
+    The learning rate follows `schedule` over `steps`, each of which is `updates_per_step` updates (PPO's minibatches).
 
     Raises UserError when a `freeze` pattern matches no parameter, or all of them are frozen.
     """
+    rate = schedule(config, steps)
     transform = optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-        optax.adamw(schedule(config, steps), b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay),
+        optax.adamw(
+            lambda count: rate(count // updates_per_step),
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+        ),
     )
     if not config.freeze:
         return transform

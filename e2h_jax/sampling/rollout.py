@@ -1,0 +1,80 @@
+"""Rollouts for reinforcement learning: the sampler of `e2h sample`, kept compiled while its weights change."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from e2h_jax.data.rollout import Rollout
+from e2h_jax.data.steps import encode_continuations
+from e2h_jax.data.templates import Template
+from e2h_jax.models.llama import LlamaConfig
+from e2h_jax.sampling.sample import make_kernel, stop_texts
+from e2h_jax.sampling.scheduler import Request, draw
+
+
+class Sampler:
+    """Draws solutions of a fixed set of problems with the weights it was last given; nothing compiles after construction.
+
+    A rollout is a function of (weights, config.seed, problem id, sample index): give every step other sample indices.
+    """
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        graph: nnx.GraphDef,
+        model_config: LlamaConfig,
+        params: nnx.State,
+        mesh: Mesh,
+        tokenizer: Any,
+        template: Template,
+        problems: Sequence[Mapping],
+    ):
+        """`config`: fields of the `sample` stage, `model` to `limit` left aside. Raises UserError where they do not fit."""
+        self.tokenizer, self.template, self._stop = tokenizer, template, stop_texts(tokenizer, template)
+        prompts = encode_continuations(tokenizer, [dict(problem) | {"solution": None} for problem in problems], template)
+        self.prompts = {
+            problem["id"]: encoded.tokens[: encoded.prompt_length]
+            for problem, encoded in zip(problems, prompts, strict=True)
+        }
+        lengths = [len(prompt) for prompt in self.prompts.values()]
+        self.kernel = make_kernel(config, graph, model_config, params, mesh, tokenizer, template, lengths)
+
+    def draw(self, problems: Sequence[Mapping], samples: Sequence[int]) -> tuple[list[Rollout], dict[str, float]]:
+        """The samples with these indices of each problem (no problem twice), in that order, and the drawing's rates.
+
+        On several hosts every process gets all of them.
+        """
+        began, computed, found = time.perf_counter(), 0, {}
+        requests = [Request(problem["id"], self.prompts[problem["id"]], list(samples)) for problem in problems]
+        for round_ in draw(self.kernel, requests, self._stop):
+            computed += round_.steps * self.kernel.groups * self.kernel.rows
+            found |= {(drawn.problem_id, drawn.sample): drawn for drawn in round_.drawn}
+        rollouts = []
+        for problem in problems:
+            for sample in samples:
+                drawn = found[problem["id"], sample]
+                text = self.tokenizer.decode(drawn.tokens, skip_special_tokens=True)
+                rollouts.append(
+                    Rollout(
+                        problem=problem,
+                        sample=sample,
+                        prompt=self.prompts[problem["id"]],
+                        tokens=drawn.tokens,
+                        logprobs=drawn.logprobs,
+                        sampling_logprobs=drawn.sampling_logprobs,
+                        stopped=drawn.stopped,
+                        text=self.template.until_stop(text),
+                    )
+                )
+        kept, seconds = sum(len(rollout.tokens) for rollout in rollouts), time.perf_counter() - began
+        return rollouts, {
+            "length": kept / len(rollouts),
+            "stopped": float(np.mean([rollout.stopped for rollout in rollouts])),
+            "rollout_tokens_per_second": kept / seconds,
+            "useful_tokens": kept / max(1, computed),
+        }
