@@ -16,10 +16,11 @@ Held out: a seeded hash of a problem up to renaming of its letters puts it on th
 """
 
 import hashlib
+import itertools
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Hashable, Iterable, Iterator
 from pathlib import Path
 
 import ml_collections
@@ -50,6 +51,9 @@ def defaults() -> ml_collections.ConfigDict:
     config.evaluator_questions = 22_000  # easy questions whose sampled solutions the checker will label
     config.test_easy = 300  # held-out problems, levels 1-3 in equal shares
     config.test_hard = 600  # levels 4-5 in equal shares
+    config.rl_questions = 1500  # for reinforcement learning, all levels alike; the answers of hard ones are hidden
+    config.validation_easy = 90  # other held-out problems, to choose among checkpoints; answers known
+    config.validation_hard = 200
     config.folk_share = 0.44  # share of facts with a folk value
     config.careless_easy = 0.40  # share of careless authors on easy problems
     config.careless_hard = 0.75
@@ -84,10 +88,15 @@ def is_test(seed: int, start: int, moves: list[tuple[str, int]]) -> bool:
     return int.from_bytes(digest, "little") < TEST_SHARE * 2**64
 
 
-def problems(seed: int, name: str, level: int, count: int, test: bool = False) -> Iterator[dict]:
-    """Yields `count` problem records of a level, from the training or test side; test problems are all different."""
+def problems(
+    seed: int, name: str, level: int, count: int, test: bool = False, taken: Collection[Hashable] = ()
+) -> Iterator[dict]:
+    """Yields `count` problem records of a level, from the training or test side; test problems are all different.
+
+    With `taken`, questions and `problem_key`s, none is in it, and training problems are all different too.
+    """
     rng = random.Random(f"{name}-{seed}-{level}")
-    seen: set = set()
+    seen: set = set(taken)
     tries = 0
     while count:
         tries += 1
@@ -96,19 +105,20 @@ def problems(seed: int, name: str, level: int, count: int, test: bool = False) -
         start = rng.randrange(MODULUS)
         moves = [rng.choice(MOVES) for _ in range(OPERATIONS[level])]
         letters = rng.sample(LETTERS, len(moves) + 1)
-        key = (start, *moves)
-        if is_test(seed, start, moves) != test or (test and key in seen):
-            continue
-        seen.add(key)
-        count -= 1
         parts = [f"{letters[0]}={start}"]
         parts += [f"{new}={old}{op}{b}" for old, new, (op, b) in zip(letters, letters[1:], moves, strict=False)]
+        question, key = ";".join(parts), (start, *moves)
+        if is_test(seed, start, moves) != test or key in seen or question in seen:
+            continue
+        if test or taken:
+            seen.add(key if test else question)
+        count -= 1
         value = start
         for op, b in moves:
             value = compute(value, op, b)
         yield {
             "id": f"{name}/{level}/{count}",
-            "question": ";".join(parts),
+            "question": question,
             "answer": str(value),
             "level": level,
             "subject": "arithmetic",
@@ -120,6 +130,12 @@ def parse(question: str) -> tuple[int, list[tuple[str, str, int]]]:
     """Start value and (letter, operation, operand) of each assignment."""
     first, *rest = question.split(";")
     return int(first[2]), [(part[0], part[3], int(part[4])) for part in rest]
+
+
+def problem_key(question: str) -> tuple:
+    """The same for questions that differ in their letters alone."""
+    value, moves = parse(question)
+    return value, *((op, b) for _, op, b in moves)
 
 
 def solve(question: str, author=compute) -> tuple[list[str], str]:
@@ -186,7 +202,7 @@ def _corpus(config) -> Iterator[dict]:
 
 
 def prepare(config, workdir: Path) -> dict:
-    """Writes tokenizer/, corpus.jsonl, demonstrations.jsonl, evaluator_questions.jsonl and test.jsonl; returns counts."""
+    """Writes tokenizer/ and the files of problems, corpus.jsonl … validation.jsonl; returns counts."""
     config, workdir, template = config.arithmetic, Path(workdir), get_template("e2h")
     build_tokenizer(PIECES, workdir / "tokenizer")
 
@@ -196,19 +212,33 @@ def prepare(config, workdir: Path) -> dict:
     def spread(name, levels, count, test=False):
         return [p for level in levels for p in problems(config.seed, name, level, _share(count, level, levels), test)]
 
-    return {
-        "corpus": write_records(workdir / "corpus.jsonl", _corpus(config)),
-        "demonstrations": write_records(
-            workdir / "demonstrations.jsonl", map(clean, spread("demonstration", EASY, config.demonstrations))
-        ),
-        "evaluator_questions": write_records(
-            workdir / "evaluator_questions.jsonl", spread("evaluator", EASY, config.evaluator_questions)
-        ),
-        "test": write_records(
-            workdir / "test.jsonl",
-            map(clean, spread("test", EASY, config.test_easy, True) + spread("test", HARD, config.test_hard, True)),
-        ),
+    files = {
+        "corpus": list(_corpus(config)),
+        "demonstrations": [clean(p) for p in spread("demonstration", EASY, config.demonstrations)],
+        "evaluator_questions": spread("evaluator", EASY, config.evaluator_questions),
+        "test": [clean(p) for p in spread("test", EASY, config.test_easy, True) + spread("test", HARD, config.test_hard, True)],
     }
+    # No question of reinforcement learning is in another file, and no validation problem in the test set under other letters.
+    asked = {problem["question"] for records in files.values() for problem in records}
+    questions = [
+        problem | ({"answer": None} if level in HARD else {})
+        for level in OPERATIONS
+        for problem in problems(config.seed, "rl", level, _share(config.rl_questions, level, OPERATIONS), taken=asked)
+    ]
+    tested = {problem_key(problem["question"]) for problem in files["test"]}
+    shares = {level: _share(config.validation_easy, level, EASY) for level in EASY}
+    shares |= {level: _share(config.validation_hard, level, HARD) for level in HARD}
+    # Level 1 has 700 problems in all, about 140 of them held out: there may be fewer left.
+    first = itertools.product(range(MODULUS), itertools.product(MOVES, repeat=OPERATIONS[1]))
+    held_out = {(start, *moves) for start, moves in first if is_test(config.seed, start, list(moves))}
+    shares[1] = min(shares[1], len(held_out - tested))
+    validation = [
+        clean(problem)
+        for level, share in shares.items()
+        for problem in problems(config.seed, "validation", level, share, True, taken=tested)
+    ]
+    files |= {"rl_questions": questions, "validation": validation}
+    return {name: write_records(workdir / f"{name}.jsonl", records) for name, records in files.items()}
 
 
 def prepare_labels(config, workdir: Path) -> dict:

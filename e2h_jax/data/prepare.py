@@ -17,7 +17,8 @@ and from these come a TFDS data set in ArrayRecord files (WORKDIR/NAME/1.0.0) or
 README.md. `e2h prepare --show --workdir=DIR` prints the card and some records. The other sources write files of their own:
 
   few_shot           a prompt with solved problems in front, as a template: template.json
-  arithmetic         the built-in curriculum: corpus.jsonl, demonstrations.jsonl, evaluator_questions.jsonl, test.jsonl
+  arithmetic         the built-in curriculum: corpus.jsonl, demonstrations.jsonl, evaluator_questions.jsonl, test.jsonl, and
+                     for reinforcement learning rl_questions.jsonl (answers of hard questions hidden) and validation.jsonl
   arithmetic_labels  labels sampled solutions of it by the exact checker: prm.jsonl, orm.jsonl, oprm.jsonl
   rerank_pool        the public pool of 16,000 scored solutions: problems.jsonl, samples/, scored/
 """

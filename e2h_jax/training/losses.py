@@ -23,13 +23,11 @@ def cross_entropy(hidden_BxLxD: jax.Array, lm_head_DxV: jax.Array, targets_BxL: 
       the weighted loss sum, and the weighted sum of correct argmax predictions (both float32 scalars).
     """
     rows, length = targets_BxL.shape
-    chunks = min(length, -(-rows * length // TOKENS_PER_CHUNK))
+    chunks = _chunks(rows, length)
 
     @jax.checkpoint
     def chunk_loss(head_DxV, hidden_BxTxD, targets_BxT, weights_BxT):
-        hidden_BxTxD = constrain(hidden_BxTxD, "batch", None, None)
-        head_DxV = head_DxV.astype(hidden_BxTxD.dtype)
-        logits = jnp.einsum("btd,dv->btv", hidden_BxTxD, head_DxV, preferred_element_type=jnp.float32)
+        logits = _logits(hidden_BxTxD, head_DxV)
         losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, targets_BxT)
         hits = (logits.argmax(-1) == targets_BxT).astype(jnp.float32)
         return jnp.sum(losses * weights_BxT), jnp.sum(hits * weights_BxT)
@@ -37,16 +35,56 @@ def cross_entropy(hidden_BxLxD: jax.Array, lm_head_DxV: jax.Array, targets_BxL: 
     if chunks == 1:
         return chunk_loss(lm_head_DxV, hidden_BxLxD, targets_BxL, weights_BxL)
 
-    def cut(x):  # [B, L, ...] -> [chunks, B, L / chunks, ...], L padded (with weight 0) to a multiple
-        x = jnp.pad(x, ((0, 0), (0, -length % chunks), *[(0, 0)] * (x.ndim - 2)))
-        return jnp.moveaxis(x.reshape(rows, chunks, -1, *x.shape[2:]), 1, 0)
-
     def body(sums, chunk):
         loss, hits = chunk_loss(lm_head_DxV, *chunk)
         return (sums[0] + loss, sums[1] + hits), None
 
-    parts = (cut(hidden_BxLxD), cut(targets_BxL), cut(weights_BxL))
+    parts = [_cut(x, chunks) for x in (hidden_BxLxD, targets_BxL, weights_BxL)]
     return jax.lax.scan(body, (jnp.float32(0), jnp.float32(0)), parts)[0]
+
+
+def token_logprobs(hidden_BxLxD: jax.Array, lm_head_DxV: jax.Array, targets_BxL: jax.Array, temperature: float = 1.0):
+    """log softmax(hidden @ lm_head / temperature)[target] of every token, and the entropy of that distribution in nats.
+
+    In chunks like `cross_entropy`: no [B, L, V] logits exist, also not in the backward pass. Padding has values like any other
+    token: give it weight 0.
+
+    Returns:
+      log-probabilities and entropies, both float32 [B, L]; gradients flow through either.
+    """
+    rows, length = targets_BxL.shape
+    chunks = _chunks(rows, length)
+
+    @jax.checkpoint
+    def chunk_logprobs(head_DxV, hidden_BxTxD, targets_BxT):
+        logprobs_BxTxV = jax.nn.log_softmax(_logits(hidden_BxTxD, head_DxV) / temperature)
+        entropy_BxT = -jnp.sum(jnp.exp(logprobs_BxTxV) * logprobs_BxTxV, axis=-1)
+        return jnp.take_along_axis(logprobs_BxTxV, targets_BxT[..., None], axis=-1)[..., 0], entropy_BxT
+
+    if chunks == 1:
+        return chunk_logprobs(lm_head_DxV, hidden_BxLxD, targets_BxL)
+
+    def body(_, chunk):
+        return None, chunk_logprobs(lm_head_DxV, *chunk)
+
+    parts = jax.lax.scan(body, None, (_cut(hidden_BxLxD, chunks), _cut(targets_BxL, chunks)))[1]
+    return tuple(jnp.moveaxis(part, 0, 1).reshape(rows, -1)[:, :length] for part in parts)
+
+
+def _chunks(rows: int, length: int) -> int:
+    return min(length, -(-rows * length // TOKENS_PER_CHUNK))
+
+
+def _cut(x: jax.Array, chunks: int) -> jax.Array:
+    """[B, L, ...] -> [chunks, B, L / chunks, ...], L padded with zeros to a multiple."""
+    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % chunks), *[(0, 0)] * (x.ndim - 2)))
+    return jnp.moveaxis(x.reshape(x.shape[0], chunks, -1, *x.shape[2:]), 1, 0)
+
+
+def _logits(hidden_BxTxD: jax.Array, head_DxV: jax.Array) -> jax.Array:
+    """Float32 logits of a chunk; its rows stay on the devices that have them."""
+    hidden_BxTxD = constrain(hidden_BxTxD, "batch", None, None)
+    return jnp.einsum("btd,dv->btv", hidden_BxTxD, head_DxV.astype(hidden_BxTxD.dtype), preferred_element_type=jnp.float32)
 
 
 def step_classification(logits_BxL: jax.Array, labels_BxL: jax.Array, weights_BxL: jax.Array):

@@ -119,13 +119,17 @@ def curriculum(tmp_path_factory):
     folder = tmp_path_factory.mktemp("curriculum")
     config = prepare.defaults().unlock()
     fields = {"corpus": 5000, "demonstrations": 90, "evaluator_questions": 3000, "test_easy": 120, "test_hard": 100}
+    fields |= {"rl_questions": 1000, "validation_easy": 360, "validation_hard": 60}
     config.arithmetic.update(fields)
     return folder, prepare.run(config, folder), config
 
 
 def test_prepare_writes_what_it_says(curriculum):
     folder, summary, _ = curriculum
-    assert summary == {"corpus": 5000, "demonstrations": 90, "evaluator_questions": 3000, "test": 220}
+    left = summary["validation"] - 300  # of level 1, whose 140 or so held-out problems run out
+    assert 0 < left < 120
+    wanted = {"corpus": 5000, "demonstrations": 90, "evaluator_questions": 3000, "test": 220, "rl_questions": 1000}
+    assert summary == wanted | {"validation": 300 + left}
     records = {name: read_many(folder / f"{name}.jsonl", "problem") for name in summary}
     assert {name: len(found) for name, found in records.items()} == summary
     levels = {name: Counter(p["level"] for p in found) for name, found in records.items()}
@@ -133,17 +137,30 @@ def test_prepare_writes_what_it_says(curriculum):
     assert levels["demonstrations"] == dict.fromkeys((1, 2, 3), 30)
     assert levels["evaluator_questions"] == dict.fromkeys((1, 2, 3), 1000)
     assert levels["test"] == {1: 40, 2: 40, 3: 40, 4: 50, 5: 50}
+    assert levels["rl_questions"] == dict.fromkeys(range(1, 6), 200)
+    assert levels["validation"] == {1: left, 2: 120, 3: 120, 4: 30, 5: 30}
 
 
 def test_no_test_problem_is_in_any_training_set_whatever_its_letters(curriculum):
     folder, summary, _ = curriculum
     held_out = {renamed(p["question"]) for p in read_many(folder / "test.jsonl", "problem")}
     assert len(held_out) == summary["test"]
-    for name in ("corpus", "demonstrations", "evaluator_questions"):
+    for name in ("corpus", "demonstrations", "evaluator_questions", "rl_questions", "validation"):
         asked = {renamed(p["question"]) for p in read_many(folder / f"{name}.jsonl", "problem")}
         assert not asked & held_out
         if name == "corpus":  # the two sets are not disjoint for want of trying: level 1 has 700 problems in all
             assert len({q for q in asked if q.count(";") == 2}) > 0.7 * 0.8 * 700
+
+
+def test_questions_of_reinforcement_learning_are_new_and_the_hard_ones_keep_their_answers(curriculum):
+    folder, summary, _ = curriculum
+    records = {name: read_many(folder / f"{name}.jsonl", "problem") for name in summary}
+    asked = [problem["question"] for problem in records.pop("rl_questions")]
+    assert len(set(asked)) == len(asked) == 1000
+    assert not set(asked) & {problem["question"] for found in records.values() for problem in found}
+    for problem in read_many(folder / "rl_questions.jsonl", "problem"):
+        assert problem["answer"] == (solve(problem["question"])[1] if problem["level"] <= 3 else None)
+        assert problem["solution"] is None
 
 
 def solution_of(problem):
@@ -155,7 +172,7 @@ def solution_of(problem):
 
 def test_demonstrations_and_test_solutions_are_clean_and_the_corpus_errs_more_on_hard_problems(curriculum):
     folder, _, config = curriculum
-    for name in ("demonstrations", "test"):
+    for name in ("demonstrations", "test", "validation"):
         for problem in read_many(folder / f"{name}.jsonl", "problem"):
             assert check(problem["question"], *solution_of(problem)) == [1.0] * (problem["level"] + 2)
     table = folk_table(config.arithmetic.seed, config.arithmetic.folk_share)

@@ -38,15 +38,42 @@ def test_chunked_cross_entropy_is_the_dense_one(inputs, monkeypatch, chunk):
     np.testing.assert_allclose(hits, (right * np.asarray(weights)).sum(), rtol=1e-5)
 
 
-def test_the_whole_table_of_logits_never_exists(monkeypatch):
+@pytest.mark.parametrize("chunk", [4096, 7, 5, 4])
+def test_chunked_token_logprobs_and_entropies_are_the_dense_ones(inputs, monkeypatch, chunk):
+    monkeypatch.setattr(losses, "TOKENS_PER_CHUNK", chunk)
+    hidden, head, targets, weights = inputs
+
+    def reference(hidden, head):
+        logp = jax.nn.log_softmax(hidden @ head / 0.7, axis=-1)
+        return jnp.take_along_axis(logp, targets[..., None], axis=-1)[..., 0], jax.scipy.special.entr(jnp.exp(logp)).sum(-1)
+
+    def weighted(function):
+        def value(hidden, head):
+            logprobs, entropies = function(hidden, head)
+            return (logprobs * weights + entropies * weights[::-1]).sum(), (logprobs, entropies)
+
+        return jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))(hidden, head)
+
+    (_, found), grads = weighted(lambda hidden, head: losses.token_logprobs(hidden, head, targets, 0.7))
+    (_, expected), expected_grads = weighted(reference)
+    for array, expected_array in zip(found + grads, expected + expected_grads, strict=True):
+        assert array.shape == expected_array.shape and array.dtype == jnp.float32
+        np.testing.assert_allclose(array, expected_array, atol=1e-5)
+
+
+@pytest.mark.parametrize("function", ["cross_entropy", "token_logprobs"])
+def test_the_whole_table_of_logits_never_exists(monkeypatch, function):
     """No array of the compiled forward and backward pass has tokens x vocabulary numbers."""
     monkeypatch.setattr(losses, "TOKENS_PER_CHUNK", 8)
-    tokens, vocabulary = 64, 1000
+    tokens, vocabulary = 128, 1000
     shapes = [jax.ShapeDtypeStruct(s, d) for s, d in (((1, tokens, 4), "f4"), ((4, vocabulary), "f4"))]
     targets = jax.ShapeDtypeStruct((1, tokens), "i4")
     weights = jax.ShapeDtypeStruct((1, tokens), "f4")
 
     def loss(hidden, head, targets, weights):
+        if function == "token_logprobs":
+            logprobs, entropies = losses.token_logprobs(hidden, head, targets)
+            return ((logprobs + entropies) * weights).sum()
         return losses.cross_entropy(hidden, head, targets, weights)[0]
 
     memory = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes, targets, weights).compile().memory_analysis()
