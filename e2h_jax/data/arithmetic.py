@@ -48,6 +48,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.seed = 0
     config.corpus = 20_000  # documents of the base corpus, all levels alike
     config.demonstrations = 100  # clean solutions for SFT on easy problems
+    config.demonstrations_hard = 67  # beside them, clean solutions of hard problems: SFT on all levels, to compare with
     config.evaluator_questions = 22_000  # easy questions whose sampled solutions the checker will label
     config.test_easy = 300  # held-out problems, levels 1-3 in equal shares
     config.test_hard = 600  # levels 4-5 in equal shares
@@ -218,6 +219,8 @@ def prepare(config, workdir: Path) -> dict:
         "evaluator_questions": spread("evaluator", EASY, config.evaluator_questions),
         "test": [clean(p) for p in spread("test", EASY, config.test_easy, True) + spread("test", HARD, config.test_hard, True)],
     }
+    hard = [clean(problem) for problem in spread("demonstration", HARD, config.demonstrations_hard)]
+    files["demonstrations_all"] = files["demonstrations"] + hard
     # No question of reinforcement learning is in another file, and no validation problem in the test set under other letters.
     asked = {problem["question"] for records in files.values() for problem in records}
     questions = [

@@ -137,6 +137,16 @@ def paired_rows(found: Sequence[Method], groups: Groups) -> list[dict]:
     ]
 
 
+def compared_rows(found: Sequence[Method], pairs: Sequence[tuple[str, str]], groups: Groups) -> list[dict]:
+    """Returns the "compared" rows: greedy accuracy of the first generator of each pair minus the second's, same resamples."""
+    greedy = {method.generator: method.accuracy for method in found if method.decoding == "greedy"}
+    differences = [greedy[first] - greedy[second] for first, second in pairs]
+    return [
+        {"generator": first, "decoding": "greedy", "minus": second, **by_group}
+        for (first, second), by_group in zip(pairs, statistics(differences, groups.main, "difference"), strict=True)
+    ]
+
+
 def quality_rows(
     generator: Generator,
     scores: Mapping[str, Mapping[str, np.ndarray]],

@@ -43,6 +43,8 @@ def defaults() -> ConfigDict:
     # rules, PRM800K's without algebra) or numeric (GSM8K). docs/grading.md has their conventions.
     config.rules = "default"
     config.labelled = ""  # step labels of the samples (fields problem_id, sample), to measure step accuracy; "" = none
+    # Pairs of generators, ("ppo", "sft"): how much better the first one's greedy solutions are, problem by problem.
+    config.compare = ()
     config.max_samples = 0  # use the first so many samples of each problem; 0 = all
     config.bootstrap = 2000  # resamples of the problems for the 95 % intervals
     config.seed = 0  # of the resamples and of the random subsets of samples
@@ -86,6 +88,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict:
     results = {
         "rows": rows,
         "paired": comparison.paired_rows(found, groups),
+        "compared": comparison.compared_rows(found, config.compare, groups),
         "quality": quality,
         "undecided": sum(generator.counts["undecided"] for generator in generators),
         "graded": {generator.name: generator.counts for generator in generators},
@@ -124,6 +127,13 @@ def _check(config: ConfigDict) -> None:
             raise UserError(f'config.headline.{decoding}: "{name}" is not among config.aggregations; add it there.')
     if both := set(config.easy_levels) & set(config.hard_levels):
         raise UserError(f"config.easy_levels and config.hard_levels share {sorted(both)}; a level is one or the other.")
+    for pair in config.compare:
+        if not (isinstance(pair, tuple | list) and len(pair) == 2):
+            raise UserError(f"config.compare holds {pair!r}, which is not a pair of generators.")
+        for name in pair:
+            if name not in config.generators or not config.generators[name].get("greedy"):
+                remedy = nearest(name, config.generators) or " with greedy samples in config.generators"
+                raise UserError(f'config.compare: there is no generator "{name}"{remedy}.')
     if config.bootstrap < 100:
         raise UserError(f"config.bootstrap is {config.bootstrap}; an interval needs 100 resamples, better 2000.")
     if config.max_samples < 0:

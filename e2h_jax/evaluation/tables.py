@@ -71,18 +71,25 @@ def print_headline(results: Mapping, adopted: Mapping[str, str], console: Consol
     rows = headline(results["rows"], adopted)
     differences = {_key(row): row["hard"] for row in results["paired"]}
     console.print("\nAccuracy in %, ± half the width of the 95 % interval over problems", highlight=False)
-    for name in dict.fromkeys(row["generator"] for row in rows):
-        own = [row for row in rows if row["generator"] == name]
+    names = dict.fromkeys(row["generator"] for row in rows)
+    sampled = [name for name in names if any(row["generator"] == name and row["decoding"] != "greedy" for row in rows)]
+    tables = [(f"{name}, N = {{n}}", [row for row in rows if row["generator"] == name], _short) for name in sampled]
+    if only_greedy := [row for row in rows if row["decoding"] == "greedy"][: None if len(names) > 1 else 0]:
+        tables.append(("greedy", only_greedy, lambda row: row["generator"]))
+    for title, own, name_of in tables:
         table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-        table.add_column(f"{name}, N = {max(row['n'] for row in own)}", no_wrap=True)
+        table.add_column(title.format(n=max(row["n"] for row in own)), no_wrap=True)
         for group in _GROUPS:
             table.add_column(f"{group}\n({own[0][group]['problems']})", justify="right", no_wrap=True)
-        table.add_column("hard, minus\nmajority", justify="right", no_wrap=True)
+        if own is not only_greedy:
+            table.add_column("hard, minus\nmajority", justify="right", no_wrap=True)
         for row in own:
             style = "bold" if row["decoding"] == "weighted" and row["aggregation"] else None
-            difference = interval(differences.get(_key(row)), "difference")
-            table.add_row(_short(row), *(_plus_minus(row[group]) for group in _GROUPS), difference, style=style)
+            difference = [interval(differences.get(_key(row)), "difference")] if own is not only_greedy else []
+            table.add_row(name_of(row), *(_plus_minus(row[group]) for group in _GROUPS), *difference, style=style)
         console.print(table, highlight=False)
+    for row in results["compared"]:
+        console.print(f"{row['generator']} minus {row['minus']}, hard: {interval(row['hard'], 'difference')}", highlight=False)
     console.print(summary_line(results).replace("\n\n", "\n"), highlight=False)
 
 
@@ -115,6 +122,7 @@ def markdown(results: Mapping, adopted: Mapping[str, str]) -> str:
         "Accuracy in % with 95 % bootstrap intervals over problems. N samples: averages over all subsets of N samples. "
         "The last column is the paired difference on the hard problems to majority voting with the same samples.",
         _markdown_table(*_cells(results, headline(rows, adopted))),
+        *_compared(results["compared"]),
         summary_line(results),
         "## By level",
         _by_group(headline(rows, adopted), "levels", "level "),
@@ -135,6 +143,14 @@ def markdown(results: Mapping, adopted: Mapping[str, str]) -> str:
         body = [[stage, f"{seconds:,.1f}"] for stage, seconds in results["seconds"].items()]
         parts += ["## Seconds", _markdown_table(["stage", "seconds"], body)]
     return "\n\n".join(parts) + "\n"
+
+
+def _compared(rows: Sequence[Mapping]) -> list[str]:
+    if not rows:
+        return []
+    body = [[row["generator"], row["minus"], *(interval(row[group], "difference") for group in _GROUPS)] for row in rows]
+    text = "Greedy accuracy of one generator minus another's, in points, paired by problem."
+    return ["## Generators compared", text, _markdown_table(["generator", "minus", *_GROUPS], body)]
 
 
 _QUALITY = (

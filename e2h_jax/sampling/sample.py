@@ -64,6 +64,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     workdir = Path(workdir)
     if not config.model:
         raise UserError("config.model is empty; name the model/ folder of a finished stage")
+    if config.limit < 0:
+        raise UserError("config.limit must be at least 0 (0 = all)")
     check(config)
     mesh = make_mesh(config.mesh)
     dtype = config.dtype or store.load_config(config.model)[1].dtype
@@ -180,8 +182,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     """Raises UserError for numbers that no sampler can work with."""
     if min(config.samples, config.rows, config.max_new_tokens, config.prompt_bucket) < 1:
         raise UserError("config.samples, config.rows, config.max_new_tokens and config.prompt_bucket must be at least 1")
-    if min(config.limit, config.rows_per_prompt) < 0:
-        raise UserError("config.limit and config.rows_per_prompt must be at least 0 (0 = all, or chosen)")
+    if config.rows_per_prompt < 0:
+        raise UserError("config.rows_per_prompt must be at least 0 (0 = chosen)")
     if config.temperature < 0 or not 0 < config.top_p <= 1 or config.top_k < 0 or not 0 <= config.min_p < 1:
         raise UserError("config.temperature and config.top_k must be >= 0, config.top_p in (0, 1] and config.min_p in [0, 1)")
     if config.temperature == 0 and config.samples > 1:

@@ -64,7 +64,7 @@ class Learner:
         shardings = at(self.state)
         self._zeros = jax.jit(lambda params: jax.tree.map(jnp.zeros_like, params), out_shardings=shardings.params)
         self._accumulate = jax.jit(accumulate, donate_argnums=2, out_shardings=(shardings.params, replicated))
-        self._apply = jax.jit(apply, donate_argnums=(0, 1), out_shardings=(shardings, replicated))
+        self._apply = jax.jit(apply, donate_argnums=0, out_shardings=(shardings, replicated))
 
     @property
     def params(self) -> nnx.State:

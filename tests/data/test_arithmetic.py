@@ -128,7 +128,8 @@ def test_prepare_writes_what_it_says(curriculum):
     folder, summary, _ = curriculum
     left = summary["validation"] - 300  # of level 1, whose 140 or so held-out problems run out
     assert 0 < left < 120
-    wanted = {"corpus": 5000, "demonstrations": 90, "evaluator_questions": 3000, "test": 220, "rl_questions": 1000}
+    wanted = {"corpus": 5000, "demonstrations": 90, "demonstrations_all": 157, "evaluator_questions": 3000}
+    wanted |= {"test": 220, "rl_questions": 1000}
     assert summary == wanted | {"validation": 300 + left}
     records = {name: read_many(folder / f"{name}.jsonl", "problem") for name in summary}
     assert {name: len(found) for name, found in records.items()} == summary

@@ -1,0 +1,126 @@
+"""Policy, reference policy and value model of PPO on a mesh, and the programs that run them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from e2h_jax.data.rollout import Rows
+from e2h_jax.data.tokenizer import load_tokenizer
+from e2h_jax.errors import UserError
+from e2h_jax.models import lora, store
+from e2h_jax.models.attention import packed_causal
+from e2h_jax.parallel.rules import constrain
+from e2h_jax.training import optimizer as optimizers
+from e2h_jax.training.learner import Learner, to_device
+from e2h_jax.training.losses import token_logprobs
+
+
+class Models:
+    """Policy, reference policy (`config.kl.coef` > 0) and value model (advantage "gae").
+
+    Args:
+      config: of the `ppo` stage.
+      policy_loss: (log-probabilities, entropies, batch) -> (loss, sums to log).
+      value_loss: (values, batch) -> (loss, sums to log).
+
+    Attributes:
+      graph, config: of the policy.
+      policy, value: Learners; `value` may be None.
+      kl_coef: the coefficient as it is now.
+      stopped: the run has ended early.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh, tokenizer, policy_loss: Callable, value_loss: Callable):
+        self._settings, self._mesh = config, mesh
+        self.kl_coef, self.stopped = float(np.float32(config.kl.coef)), False
+        updates = config.epochs * config.minibatches
+        graph, self.config, params, frozen = lora.load(config, mesh, "policy")
+        self.graph = graph
+
+        def logprobs(graph, params, batch):
+            model = nnx.merge(graph, params)
+            hidden, _ = model(batch["tokens"], batch["positions"], packed_causal(batch["segment_ids"]))
+            return token_logprobs(hidden, model.output_matrix(), batch["targets"], config.sample.temperature)
+
+        def values(graph, params, batch):
+            model = nnx.merge(graph, params)
+            return model(batch["tokens"], batch["positions"], packed_causal(batch["segment_ids"]))[0]
+
+        # The reference policy: the base with the adapter off, of the same arrays; or a frozen copy in the compute dtype.
+        self._reference = None
+        if config.kl.coef:
+            if frozen is not None:
+                self._reference = lora.remove(graph, nnx.merge_state(frozen, params))
+            else:
+                reference = store.load(Path(config.init), mesh, "policy", param_dtype=self.config.dtype, quantize=config.kl.quantize)
+                self._reference = reference[0], reference[2]
+
+        self.policy = Learner(
+            lambda params, batch: policy_loss(*logprobs(graph, params, batch), batch),
+            optimizers.make_optimizer(config.optimizer, config.steps, params, updates),
+            params,
+            frozen,
+            mesh,
+        )
+        self.value = None
+        if config.advantage == "gae":
+            start = config.copy_and_resolve_references().unlock()
+            start.init = config.value_init or (config.reward.model if config.reward.process != "none" else "") or config.init
+            if load_tokenizer(start.init).get_vocab() != tokenizer.get_vocab():
+                raise UserError(
+                    f"{start.init}, from which the value model starts, has another tokenizer than the policy; "
+                    "set config.value_init to a model that has the same, such as the policy itself"
+                )
+            value_graph, _, params, frozen = lora.load(start, mesh, "reward")
+            self.value = Learner(
+                lambda params, batch: value_loss(values(value_graph, params, batch), batch),
+                optimizers.make_optimizer(config.value_optimizer, config.steps, params, updates),
+                params,
+                frozen,
+                mesh,
+            )
+
+        whole = lambda x: constrain(x, None, None)  # noqa: E731 (every process makes the advantages of all rollouts)
+        self._logprobs = jax.jit(lambda params, batch: tuple(map(whole, logprobs(graph, params, batch))))
+        if self._reference is not None:
+            self._reference_logprobs = jax.jit(lambda params, batch: whole(logprobs(self._reference[0], params, batch)[0]))
+        if self.value is not None:
+            self._values = jax.jit(lambda params, batch: whole(values(value_graph, params, batch)))
+
+    def forward(self, rows: Rows) -> tuple[jax.Array | None, ...]:
+        """Log-probabilities and entropies of the policy, log-probabilities of the reference, values: [rows, length] or None."""
+        with jax.set_mesh(self._mesh):
+            batch = to_device(self._mesh, rows.arrays)
+            logprobs, entropy = self._logprobs(self.policy.params, batch)
+            reference = self._reference_logprobs(self._reference[1], batch) if self._reference is not None else None
+            values = self._values(self.value.params, batch) if self.value is not None else None
+        return logprobs, entropy, reference, values
+
+    def adapt(self, measured: float, rollouts: int) -> None:
+        """Moves an adaptive KL coefficient towards its target (Ziegler et al. 2019, section 2.2)."""
+        target = self._settings.kl.target
+        if target:
+            change = np.clip(measured / target - 1, -0.2, 0.2) * rollouts / self._settings.kl.horizon
+            self.kl_coef = float(np.float32(self.kl_coef * (1 + change)))  # as the checkpoint holds it
+
+    def state(self) -> dict:
+        """Everything that changes from step to step, for a checkpoint."""
+        replicated = NamedSharding(self._mesh, PartitionSpec())
+        numbers = jax.device_put(jnp.array([self.kl_coef, self.stopped], jnp.float32), replicated)
+        return {"policy": self.policy.state, "numbers": numbers} | ({} if self.value is None else {"value": self.value.state})
+
+    def restore(self, state: dict) -> None:
+        self.policy.state = state["policy"]
+        if self.value is not None:
+            self.value.state = state["value"]
+        self.kl_coef, self.stopped = float(state["numbers"][0]), bool(state["numbers"][1])
+
+    def save(self, folder: Path, tokenizer) -> None:
+        """Writes the policy (and LoRA's adapter) to `folder`, in place of an earlier one, whole or not at all."""
+        lora.save(folder, self._settings, self._mesh, "policy", self.config, self.policy.state.params, tokenizer)

@@ -1,0 +1,414 @@
+"""Reinforcement learning against a reward model: PPO with process rewards (paper section 3.4), and GRPO and RLOO as options.
+
+A step draws rollouts of questions, has them judged (rewards/judge.py), makes advantages (advantages.py), and takes clipped
+policy-gradient steps on them:
+
+    ratio = π(token) / π_old(token)        loss = max(-A ratio, -A clip(ratio, 1 ± ε)) - c_H H(π) + c_KL KL(π, π_ref)
+
+With advantage "gae" a value model learns beside the policy; "rloo" and "grpo" compare the rollouts of one question with each
+other instead. The answers of hard questions are not needed: their rewards come from the evaluator alone.
+"""
+
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from tqdm import tqdm
+
+from e2h_jax.algorithms import actor_critic, validation
+from e2h_jax.algorithms.advantages import KL_ESTIMATORS, SCOPES, gae, grpo, kl, rloo, whiten
+from e2h_jax.data.records import read_many, select_levels
+from e2h_jax.data.rollout import Rollout, pack
+from e2h_jax.data.templates import get_template
+from e2h_jax.data.tokenizer import load_tokenizer
+from e2h_jax.errors import UserError, nearest
+from e2h_jax.grading.pool import GradingPool
+from e2h_jax.metrics import MetricsWriter, Seconds
+from e2h_jax.models import lora
+from e2h_jax.parallel.mesh import make_mesh
+from e2h_jax.parallel.rules import axis_size
+from e2h_jax.rewards import judge
+from e2h_jax.rewards.shaping import Shaped
+from e2h_jax.sampling import sample
+from e2h_jax.sampling.rollout import Sampler
+from e2h_jax.training import optimizer as optimizers
+from e2h_jax.training.checkpoint import Checkpoints
+from e2h_jax.training.loop import check_finite, interrupts
+
+ADVANTAGES = ("gae", "rloo", "grpo")
+MEANS = ("tokens", "sequences", "slots")
+
+
+def defaults() -> ml_collections.ConfigDict:
+    """Fields of the `ppo` stage."""
+    config = ml_collections.ConfigDict()
+    config.init = ""  # model/ folder of the policy; the reference policy is the same
+    config.questions = ""  # problem records; of hard ones the answer may be null or "unavailable"
+    config.levels = ()  # questions of these levels only; () = all
+    config.template = "e2h"
+    config.seed = 0
+    config.mesh = (1, -1, 1)  # devices along (data, fsdp, tensor)
+    config.steps = 500  # each: rollouts, then updates on them
+    config.questions_per_step = 512
+    config.reward = judge.defaults().unlock()
+    config.advantage = "gae"  # gae (PPO, with a value model) | rloo | grpo (several samples of a question, no value model)
+    config.gamma = 1.0  # of gae
+    config.lam = 1.0  # of gae
+    config.grpo_std = True  # divide by the group's standard deviation
+    config.whiten_rewards = "batch"  # divide by their standard deviation, the mean stays: batch | row | none
+    config.reward_scale = 1.0  # factor of rewards that are not whitened (the original: 50)
+    config.whiten_advantages = "batch"  # zero mean, unit deviation: batch | row | none
+    config.mask_padding = True  # False: padding takes part in whitening, as in the original
+    config.loss_mean = "tokens"  # mean over all tokens | sequences (of each one's mean) | slots (all positions, padding too)
+    config.epochs = 1  # passes over a step's rollouts
+    config.minibatches = 8  # optimiser steps of a pass
+    config.clip = 0.2  # of the policy's ratio
+    config.clip_value = 0.2  # of the value's change
+    config.value_coef = 0.1  # of the value loss
+    config.value_init = ""  # model/ the value model starts from; "" = the reward model, or the policy if there is none
+    config.value_warmup = 0  # steps in which the value model learns alone
+    config.target_kl = 0.0  # a pass ends when the policy is this far from the rollouts' (k3, nats a token); 0 = off
+    config.stop_kl = 0.0  # the run ends when the policy is this far from the reference (k1, nats a solution); 0 = off
+    config.kl = ml_collections.ConfigDict()  # penalty for leaving the reference policy
+    config.kl.coef = 0.01  # 0 = no reference policy is kept
+    config.kl.estimator = "k1"  # k1 | k2 | k3 | k1_clamped and logp (the original's k1 and maxent)
+    config.kl.place = "reward"  # reward (PPO) | loss (GRPO, with k3)
+    config.kl.target = 0.0  # nats a solution: the coefficient adapts to it (Ziegler et al. 2019); 0 = constant
+    config.kl.horizon = 10_000  # rollouts after which the adaptive coefficient may have doubled
+    config.kl.quantize = ""  # int8 = the reference policy in int8; "" = in the compute dtype
+    config.entropy = ml_collections.ConfigDict()
+    config.entropy.loss_coef = 0.0  # bonus in the loss
+    config.entropy.reward_coef = 0.0  # bonus in the reward
+    config.entropy.reward_mean = "full"  # full = per token / length | none = per token | merged = the mean, at the end
+    config.sample = sample.defaults().unlock()  # how rollouts are drawn; every step has its own random numbers
+    for name in ("model", "problems", "levels", "limit", "template", "seed", "mesh", "dtype", "quantize"):
+        del config.sample[name]
+    config.sample.update({"samples": 1, "top_k": 0})
+    config.length = 2048  # tokens a packed row; at least the longest prompt and max_new_tokens together
+    config.forward_rows = 32  # rows of a forward pass (log-probabilities, values), over all devices
+    config.update_rows = 8  # rows of a backward pass, over all devices
+    config.optimizer = optimizers.defaults()
+    config.value_optimizer = optimizers.defaults()
+    for optimizer in (config.optimizer, config.value_optimizer):
+        optimizer.update({"b2": 0.95, "eps": 1e-5, "warmup_fraction": 0.01})
+    config.lora = lora.defaults()
+    config.validation = validation.defaults()
+    config.checkpoint_every = 10  # steps
+    config.wandb = False
+    return config.lock()
+
+
+class Experience(NamedTuple):
+    """A step's rollouts and what the losses need of their tokens: float32 [B, R] each, R = max_new_tokens, 0 at padding."""
+
+    rollouts: list[Rollout]
+    mask: np.ndarray  # 1 at tokens that are trained on
+    old_logprobs: np.ndarray  # of the policy that drew them, tempered as they were drawn
+    reference_logprobs: np.ndarray
+    old_values: np.ndarray
+    advantages: np.ndarray
+    returns: np.ndarray
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
+    """Trains and writes `workdir/model`; returns the summary. Raises UserError for bad settings or data."""
+    workdir = Path(workdir)
+    _check(config)
+    mesh = make_mesh(config.mesh)
+    for name in ("forward_rows", "update_rows"):
+        if config[name] % axis_size(mesh, "batch"):
+            raise UserError(f"config.{name}={config[name]} does not divide by the {axis_size(mesh, 'batch')} shards of config.mesh")
+    tokenizer, template = load_tokenizer(config.init), get_template(config.template)
+    questions = select_levels(read_many(config.questions, "problem"), config.levels)
+    if len(questions) < config.questions_per_step:
+        raise UserError(
+            f"{config.questions} holds {len(questions)} questions, fewer than config.questions_per_step="
+            f"{config.questions_per_step}; lower it"
+        )
+    with (
+        judge.Judge(config.reward, mesh, tokenizer, template) as reward,
+        GradingPool() as pool,
+        interrupts() as interrupted,
+        Checkpoints(workdir / "checkpoints") as checkpoints,
+    ):
+        models = actor_critic.Models(
+            config,
+            mesh,
+            tokenizer,
+            lambda logprobs, entropy, batch: policy_loss(logprobs, entropy, batch, config),
+            lambda values, batch: value_loss(values, batch, config),
+        )
+        validated = validation.Validation(config.validation, config.template, workdir, pool)
+        drawing = [mesh, tokenizer, template]
+        policy = [models.graph, models.config, models.policy.params]
+        sampler = Sampler(_drawing(config), *policy, *drawing, questions)
+        greedy = Sampler(_drawing(config, temperature=0.0, samples=1), *policy, *drawing, validated.problems)
+
+        def validate(step: int) -> dict[str, float]:
+            if not validated.problems:
+                return {}
+            greedy.kernel.adopt(sampler.kernel)
+            rollouts, _ = greedy.draw(validated.problems, [0])
+            accuracy = validated.record(step, {rollout.problem["id"]: rollout.text for rollout in rollouts})
+            if step and validated.best(first=1) == step:
+                models.save(workdir / "best", tokenizer)
+            return {f"validation/{name}": value for name, value in accuracy.items()}
+
+        start, metrics = checkpoints.latest_step or 0, {}
+        if start:
+            models.restore(checkpoints.restore(models.state()))
+        sampler.kernel.update(models.policy.params)
+        seconds, writer = Seconds(), MetricsWriter(workdir, resume_step=start, enabled=_first(), wandb=config.wandb)
+        bar = tqdm(total=config.steps, initial=start, unit="step", desc=workdir.name, disable=not _first())
+        with writer, bar:
+            if not start:
+                writer.write(0, validate(0))
+            for step in range(start + 1, config.steps + 1):
+                if models.stopped:
+                    break
+                # Sample indices, and so the random numbers of a question, are new in every step.
+                seconds.start()
+                samples = range((step - 1) * config.sample.samples, step * config.sample.samples)
+                rollouts, metrics = sampler.draw(questions_of(step, questions, config), samples)
+                seconds.stop("rollout")
+                shaped = reward(rollouts)
+                seconds.stop("reward")
+                experience, measured = make_experience(rollouts, shaped, models, config)
+                seconds.stop("forward")
+                metrics |= measured | learn(experience, models, config, step)
+                sampler.kernel.update(models.policy.params)
+                seconds.stop("update")
+                models.stopped = 0 < config.stop_kl < metrics.get("kl", 0.0)
+                last = step == config.steps or models.stopped
+                if validated.due(step, config.steps) or models.stopped:
+                    metrics |= validate(step)
+                    seconds.stop("validate")
+                writer.write(step, metrics | seconds.latest)
+                bar.update()
+                bar.set_postfix_str(f"reward {metrics['reward']:.3f}, {metrics['rollout_tokens_per_second']:,.0f} tokens/s")
+                signal_number = interrupted()
+                if last or signal_number or step % config.checkpoint_every == 0:
+                    checkpoints.save(step, models.state())
+                if signal_number:
+                    break
+    if signal_number := interrupted():
+        raise KeyboardInterrupt if signal_number == signal.SIGINT else SystemExit(143)
+    if validated.best(first=1) is None:
+        models.save(workdir / "best", tokenizer)
+    _publish(workdir)
+    return _summary(validated) | metrics | seconds.total
+
+
+def questions_of(step: int, questions: Sequence[dict], config: ml_collections.ConfigDict) -> list[dict]:
+    """The questions of a step (from 1): every epoch is shuffled anew, and what does not fill a step is left out of it."""
+    per_epoch = len(questions) // config.questions_per_step
+    epoch, place = divmod(step - 1, per_epoch)
+    order = np.random.default_rng((config.seed, epoch)).permutation(len(questions))
+    size = config.questions_per_step
+    return [questions[index] for index in order[place * size : (place + 1) * size]]
+
+
+def make_experience(
+    rollouts: list[Rollout], shaped: Sequence[Shaped], models: actor_critic.Models, config: ml_collections.ConfigDict
+) -> tuple[Experience, dict[str, float]]:
+    """Log-probabilities, values, rewards, advantages and returns of a step's rollouts; and what to log."""
+    shape = (len(rollouts), config.sample.max_new_tokens)
+    mask, rewards, old, reference, values, entropy, drawn = np.zeros((7, *shape), np.float32)
+    for row, (rollout, judged) in enumerate(zip(rollouts, shaped, strict=True)):
+        length = len(rollout.tokens)
+        mask[row, : judged.trained] = 1
+        rewards[row, :length] = judged.rewards
+        drawn[row, :length] = rollout.sampling_logprobs
+    for rows in pack(rollouts, range(len(rollouts)), rows=config.forward_rows, length=config.length):
+        for array, result in zip((old, entropy, reference, values), models.forward(rows), strict=True):
+            if result is not None:
+                rows.collect(np.asarray(result), array)
+
+    # The reward of a token: the judge's, less the penalty for leaving the reference policy.
+    names = sorted({name for judged in shaped for name in judged.parts})  # a part may be missing, as accuracy of hard questions
+    parts = {name: [judged.parts[name] for judged in shaped if name in judged.parts] for name in names}
+    metrics = {f"reward/{name}": float(np.mean(values)) for name, values in parts.items()}
+    metrics |= {"reward": float(rewards.sum(1).mean()), "entropy": _masked_mean(entropy, mask), "kl_coef": models.kl_coef}
+    if config.kl.coef:
+        if config.kl.place == "reward":
+            rewards -= models.kl_coef * kl(config.kl.estimator, old, reference) * mask
+        metrics["kl"] = float(((old - reference) * mask).sum(1).mean())  # nats a solution
+        models.adapt(metrics["kl"], len(rollouts))
+    if bonus := config.entropy.reward_coef:
+        lengths = np.maximum(mask.sum(1, keepdims=True), 1)
+        if config.entropy.reward_mean == "merged":
+            last = np.maximum(mask.sum(1).astype(int) - 1, 0)
+            rewards[np.arange(len(rewards)), last] += bonus * (entropy * mask).sum(1) / lengths[:, 0]
+        else:
+            rewards += bonus * entropy * mask / (lengths if config.entropy.reward_mean == "full" else 1)
+
+    seen = mask if config.mask_padding else np.ones_like(mask)
+    if config.whiten_rewards == "none":
+        rewards *= config.reward_scale
+    else:
+        rewards = whiten(rewards, seen, config.whiten_rewards, keep_mean=True)
+    returns = np.zeros_like(rewards)
+    if config.advantage == "gae":
+        advantages, returns = gae(rewards, values, seen, config.gamma, config.lam)
+        spread = _masked_mean(returns**2, mask) - _masked_mean(returns, mask) ** 2
+        metrics["explained_variance"] = 1 - _masked_mean((returns - values) ** 2, mask) / max(spread, 1e-8)
+    else:
+        totals, groups = (rewards * mask).sum(1), [rollout.problem["id"] for rollout in rollouts]
+        whole = rloo(totals, groups) if config.advantage == "rloo" else grpo(totals, groups, scale_by_std=config.grpo_std)
+        advantages = whole[:, None] * mask
+    if config.whiten_advantages != "none":
+        advantages = whiten(advantages, seen, config.whiten_advantages)
+
+    if not config.sample.top_k and config.sample.top_p == 1 and not config.sample.min_p:
+        # One network draws and learns: anything beyond rounding here is a defect.
+        metrics["sampler_trainer_difference"] = float(np.abs((drawn - old) * mask).max())
+    return Experience(rollouts, mask, old, reference, values, advantages, returns), metrics
+
+
+def learn(
+    experience: Experience, models: actor_critic.Models, config: ml_collections.ConfigDict, step: int
+) -> dict[str, float]:
+    """Takes the step's optimiser steps on shuffled minibatches; returns the means of what they logged."""
+    logged: dict[str, list] = {}
+    far = step <= config.value_warmup
+    for epoch in range(config.epochs):
+        order = np.random.default_rng((config.seed, step, epoch)).permutation(len(experience.rollouts))
+        for chosen in np.array_split(order, config.minibatches):
+            batches = minibatch(experience, chosen, config)
+            sums = models.value.update(batches) if models.value is not None else {}
+            sums = {f"value_{name}": value for name, value in sums.items()}
+            if not far:
+                sums |= models.policy.update(batches)
+                far = 0 < config.target_kl < (float(sums["approximate_kl"]) if config.target_kl else 0.0)
+            for name, value in sums.items():
+                logged.setdefault(name, []).append(value)
+    metrics = {name: float(np.mean([np.asarray(value) for value in values])) for name, values in logged.items()}
+    check_finite(step, metrics)
+    return metrics
+
+
+def minibatch(experience: Experience, chosen: np.ndarray, config: ml_collections.ConfigDict) -> list[dict[str, np.ndarray]]:
+    """Microbatches of the chosen rollouts, packed; their `weights` add up as `loss_mean` says over all of them together."""
+    mask = experience.mask[chosen]
+    if config.loss_mean == "tokens":
+        mask = mask / max(mask.sum(), 1.0)
+    elif config.loss_mean == "sequences":
+        mask = mask / np.maximum(mask.sum(1, keepdims=True), 1.0) / len(chosen)
+    else:
+        mask = mask / mask.size
+    weights = np.zeros_like(experience.mask)
+    weights[chosen] = mask
+    fields = {name: getattr(experience, name) for name in Experience._fields[2:]} | {"weights": weights}
+    return [
+        rows.arrays | {name: rows.spread(values) for name, values in fields.items()}
+        for rows in pack(experience.rollouts, chosen, rows=config.update_rows, length=config.length)
+    ]
+
+
+def policy_loss(logprobs, entropy, batch, config: ml_collections.ConfigDict):
+    """Weighted sum over tokens of the clipped policy-gradient loss (Schulman et al. 2017, eq. 7), and sums to log.
+
+    All of `batch` and of the policy's `logprobs` and `entropy` are [B, L]; padding has weight 0.
+    """
+    weights, advantages = batch["weights"], batch["advantages"]
+    change = jnp.where(weights > 0, logprobs - batch["old_logprobs"], 0.0)
+    ratio = jnp.exp(change)
+    clipped = jnp.clip(ratio, 1 - config.clip, 1 + config.clip)
+    losses = jnp.maximum(-advantages * ratio, -advantages * clipped) - config.entropy.loss_coef * entropy
+    if config.kl.coef and config.kl.place == "loss":
+        losses += config.kl.coef * kl(config.kl.estimator, jnp.where(weights > 0, logprobs, 0.0), batch["reference_logprobs"])
+    return jnp.sum(weights * losses), {
+        "clipped": jnp.sum(weights * (ratio != clipped)),
+        "approximate_kl": jnp.sum(weights * (jnp.expm1(change) - change)),
+    }
+
+
+def value_loss(values, batch, config: ml_collections.ConfigDict):
+    """Weighted sum over tokens of half the squared error, clipped to a change of `clip_value`, times `value_coef`."""
+    old, returns = batch["old_values"], batch["returns"]
+    clipped = jnp.clip(values, old - config.clip_value, old + config.clip_value)
+    losses = jnp.maximum((values - returns) ** 2, (clipped - returns) ** 2)
+    return config.value_coef * 0.5 * jnp.sum(batch["weights"] * losses), {}
+
+
+def _masked_mean(x: np.ndarray, mask: np.ndarray) -> float:
+    return float((x * mask).sum() / max(mask.sum(), 1))
+
+
+def _drawing(config: ml_collections.ConfigDict, **changes) -> ml_collections.ConfigDict:
+    """The fields with which `sampling/sample.py` makes a kernel."""
+    drawing = config.sample.copy_and_resolve_references().unlock()
+    drawing.update({"seed": config.seed} | changes)
+    return drawing
+
+
+def _summary(validated: validation.Validation) -> dict[str, float]:
+    """Accuracy at the beginning, at the best step, and which that was."""
+    if not validated.history:
+        return {}
+    best = validated.best(first=1)
+    found = {"start": validated.accuracy(0), "best": validated.accuracy(best)}
+    accuracies = {f"{when}/{name}": value for when, values in found.items() for name, value in values.items()}
+    return accuracies | {"best_step": best}
+
+
+def _first() -> bool:
+    return jax.process_index() == 0
+
+
+def _publish(workdir: Path) -> None:
+    """best/ becomes the stage's model/ (and adapter/); after an interruption, what of it is still to be moved."""
+    if _first() and (best := workdir / "best").exists():
+        for part in best.iterdir():
+            shutil.rmtree(workdir / part.name, ignore_errors=True)
+            part.rename(workdir / part.name)
+        best.rmdir()
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for settings that make no sense."""
+    for name in ("init", "questions"):
+        if not config[name]:
+            raise UserError(f"config.{name} is empty")
+    choices = {
+        "advantage": ADVANTAGES,
+        "loss_mean": MEANS,
+        "whiten_rewards": (*SCOPES, "none"),
+        "whiten_advantages": (*SCOPES, "none"),
+        "kl.estimator": KL_ESTIMATORS,
+        "kl.place": ("reward", "loss"),
+        "entropy.reward_mean": ("full", "none", "merged"),
+    }
+    for name, allowed in choices.items():
+        group, _, field = name.rpartition(".")
+        value = (config[group] if group else config)[field]
+        if value not in allowed:
+            raise UserError(f"config.{name}={value!r} must be one of {', '.join(allowed)}{nearest(value, allowed)}")
+    for name in ("steps", "questions_per_step", "epochs", "minibatches", "forward_rows", "update_rows", "checkpoint_every"):
+        if config[name] < 1:
+            raise UserError(f"config.{name}={config[name]} must be at least 1")
+    for name in ("seed", "clip", "clip_value", "value_coef", "value_warmup", "target_kl", "stop_kl"):
+        if config[name] < 0:
+            raise UserError(f"config.{name}={config[name]} must be at least 0")
+    if config.kl.coef < 0 or config.kl.target < 0 or config.kl.horizon <= 0:
+        raise UserError("config.kl.coef and config.kl.target must be at least 0, config.kl.horizon above 0")
+    if config.kl.target and (not config.kl.coef or config.kl.place == "loss"):
+        raise UserError("config.kl.target adapts a penalty in the reward: set config.kl.coef and config.kl.place=reward")
+    if config.stop_kl and not config.kl.coef:
+        raise UserError("config.stop_kl needs the reference policy: set config.kl.coef above 0")
+    sample.check(config.sample)
+    if config.sample.temperature == 0:
+        raise UserError("config.sample.temperature=0 explores nothing; reinforcement learning needs it above 0")
+    if config.advantage != "gae" and config.sample.samples < 2:
+        raise UserError(
+            f"config.advantage={config.advantage} compares the samples of a question: set config.sample.samples to 2 or more"
+        )
+    if config.minibatches > config.questions_per_step * config.sample.samples:
+        raise UserError(f"config.minibatches={config.minibatches} is more than the rollouts of a step")
+    lora.check(config)
