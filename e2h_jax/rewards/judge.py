@@ -1,8 +1,8 @@
 """The judge of reinforcement learning: from rollouts to one reward per token, everything together.
 
 A frozen reward model scores the steps of all rollouts in packed rows (one shape, compiled once), the grading pool grades the
-final answers, and `shaping.py` (or `original.py`) makes rewards of both. The reward model may have another tokenizer and another
-template than the policy: it reads the text in its own, and its scores go to the policy's tokens step by step.
+final answers, and `shaping.py` (or `original.py`) makes rewards of both. The reward model may have another tokenizer and
+another template than the policy: it reads the text in its own, and its scores go to the policy's tokens step by step.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -65,7 +65,7 @@ class Judge:
         self._config, self._tokenizer, self._template = config, policy_tokenizer, template
         self._original = config.rules == "original"
         if self._original and template.name != "e2h":
-            raise UserError(f'config.reward.rules="original" knows the template e2h alone, not {template.name}; use "corrected".')
+            raise UserError(f'config.reward.rules="original" knows the template e2h only, not {template.name}; use "corrected"')
         self._model = None if config.process == "none" else _RewardModel(config, mesh)
         if self._original and self._model:
             self._newline = original.newline_token(policy_tokenizer)
@@ -109,37 +109,33 @@ class Judge:
                 None if found is None else align(found[first:], len(solution.steps))
                 for found, first, solution in zip(pending(), before, located, strict=True)
             ]
-        return [
-            shaping.shape(self._config, template, *row) for row in zip(rollouts, located, scores, verdicts, strict=True)
-        ]
+        rows = zip(rollouts, located, scores, verdicts, strict=True)
+        return [shaping.shape(self._config, template, *row) for row in rows]
 
     def _by_original_rules(self, rollouts: Sequence[Rollout]) -> list[Shaped]:
         eos = self._tokenizer.eos_token_id
         responses = [rollout.tokens[:-1] if rollout.tokens[-1] == eos else rollout.tokens for rollout in rollouts]
         steps: list[list[original.StepPair]] = [[] for _ in rollouts]
         if self._model:
-            template = self._template
-            pending = self._model.logits(
-                [locate(self._tokenizer, r.prompt, response, template) for r, response in zip(rollouts, responses, strict=True)]
-            )
+            pairs = zip(rollouts, responses, strict=True)
+            sampled = [locate(self._tokenizer, rollout.prompt, response, self._template) for rollout, response in pairs]
+            pending = self._model.logits(sampled)
         verdicts = self._grade(rollouts, original.extract_answer)
         if self._model:
-            steps = [
-                [] if logits is None else original.step_pairs(response.tolist(), logits[len(r.prompt) - 1 :], self._newline, r.text)
-                for r, response, logits in zip(rollouts, responses, pending(), strict=True)
-            ]
-        return [
-            original.shape(self._config, *row)
-            for row in zip(rollouts, map(len, responses), steps, verdicts, strict=True)
-        ]
+            for index, logits in enumerate(pending()):
+                if logits is not None:
+                    response = logits[len(rollouts[index].prompt) - 1 :]
+                    steps[index] = original.step_pairs(responses[index], response, self._newline, rollouts[index].text)
+        rows = zip(rollouts, map(len, responses), steps, verdicts, strict=True)
+        return [original.shape(self._config, *row) for row in rows]
 
     def _grade(self, rollouts: Sequence[Rollout], extract: Callable[[str], str | None]) -> list[Verdict]:
         truths = [_truth(rollout.problem) for rollout in rollouts]
         for rollout, (truth, _) in zip(rollouts, truths, strict=True):
             if truth is None and self._config.outcome == "all":
                 raise UserError(
-                    f'config.reward.outcome="all", but problem "{rollout.problem["id"]}" has neither an answer nor a gt_answer; '
-                    'use "easy".'
+                    f'config.reward.outcome="all", but problem "{rollout.problem["id"]}" has neither an answer nor a '
+                    'gt_answer; use "easy"'
                 )
         pairs = [(extract(rollout.text), truth) for rollout, (truth, _) in zip(rollouts, truths, strict=True)]
         words = self._words(pairs)
@@ -149,7 +145,7 @@ class Judge:
         ]
 
     def _words(self, pairs: Sequence[tuple[str | None, str | None]]) -> list[str]:
-        """Verdicts on (answer, truth), "wrong" without a truth. One process grades for all, as time may run out on one alone."""
+        """Verdicts on (answer, truth), "wrong" without a truth. One process grades for all: time may run out on one alone."""
         codes = np.zeros(len(pairs), np.int32)
         if jax.process_index() == 0:
             unique = list(dict.fromkeys(pair for pair in pairs if pair[1] is not None))
@@ -191,7 +187,8 @@ class _RewardModel:
             raise UserError(f"config.reward.model={config.model} holds a {kind} model where a reward model is needed")
         if not 0 <= config.row_length <= stored.max_length or config.tokens_per_batch < 1:
             raise UserError(
-                f"config.reward.row_length must be from 0 to the model's {stored.max_length} positions, tokens_per_batch at least 1"
+                f"config.reward.row_length={config.row_length} must be from 0 to the model's {stored.max_length} positions, "
+                f"and tokens_per_batch={config.tokens_per_batch} at least 1"
             )
         reads = {"template": "e2h", "read_at": "separator_last"} | store.load_reads(config.model)
         self._read_at = config.read_at or reads["read_at"]

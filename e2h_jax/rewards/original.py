@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from e2h_jax.data.rollout import Rollout
 from e2h_jax.errors import UserError
-from e2h_jax.rewards.shaping import Shaped, Verdict, charges, disagreement, facts
+from e2h_jax.rewards.shaping import Shaped, Verdict, charges, disagreement, facts, outcome
 
 MARKER = "\n\n# Answer\n\n"
 NO_ANSWER = "No answer found."
@@ -39,11 +39,11 @@ def newline_token(tokenizer: Any) -> int:
     return newline[0]
 
 
-def step_pairs(tokens: Sequence[int], logits: np.ndarray, newline: int, text: str) -> list[StepPair]:
+def step_pairs(tokens: np.ndarray, logits: np.ndarray, newline: int, text: str) -> list[StepPair]:
     """The scored steps of a response (section 6.5). The prompt ends with a pair, so the first step begins the response.
 
     Args:
-      tokens: the response's n tokens, without EOS.
+      tokens: int [n], the response without EOS.
       logits: float [n + 1], the reward model's scores at the last token of the prompt and at the response's.
       text: the response's; where its blank lines are not as many as the tokens' pairs, nothing is scored.
     """
@@ -79,23 +79,23 @@ def format_penalty(text: str) -> float:
 
 
 def shape(
-    config: ConfigDict, rollout: Rollout, tokens: Sequence[int], steps: Sequence[StepPair] | None, verdict: Verdict
+    config: ConfigDict, rollout: Rollout, length: int, steps: Sequence[StepPair], verdict: Verdict
 ) -> Shaped:
     """The reward of one rollout by the original's rules.
 
     Args:
-      tokens: the rollout's without EOS. Where there are none, the reward lies on EOS, which is not trained.
-      steps: see `step_pairs`; none, or None without process rewards: nothing is charged.
+      length: number of the rollout's tokens without EOS. If it is 0 the reward lies on EOS, which is not trained.
+      steps: see `step_pairs`; where there are none, nothing is charged and there is no bonus.
     """
     rewards = np.zeros(len(rollout.tokens), np.float64)
-    last = max(len(tokens) - 1, 0)
-    values = config.scale * step_values(config, [step.logit for step in steps or []]) if config.process != "none" else []
-    for step, value in zip(steps or [], values, strict=False):
+    last = max(length - 1, 0)
+    values = config.scale * step_values(config, [step.logit for step in steps]) if steps else np.zeros(0)
+    for step, value in zip(steps, values, strict=True):
         where = [last] if config.process_at == "end" else [step.offset, step.offset + 1]
         rewards[where] += value / len(where)
-    outcome = config.unavailable if config.outcome == "none" or (config.outcome == "easy" and verdict.hidden) else None
+
     terminal = {
-        "outcome": float(bool(verdict.correct)) if outcome is None else outcome,
+        "outcome": config.unavailable if config.outcome == "none" else outcome(config, verdict),
         "format": 0.0,
         "length": -max(config.min_length - last, 0) * config.min_length_coef,
     }
@@ -105,5 +105,5 @@ def shape(
     else:
         terminal["format"] = penalty * config.format_value
     rewards[last] += sum(terminal.values())
-    parts = {"process": float(np.sum(values))} | terminal | facts(bool(steps), verdict)
-    return Shaped(rewards.astype(np.float32), len(tokens), parts)
+    parts = {"process": float(values.sum())} | terminal | facts(bool(steps), verdict)
+    return Shaped(rewards.astype(np.float32), length, parts)
