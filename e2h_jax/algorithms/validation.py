@@ -1,0 +1,150 @@
+"""Validation inside a run: greedy solutions of held-out problems graded now and then, per level, and the best step so far.
+
+    validation.jsonl   a line per validated step: accuracies, and the solutions of a few fixed problems
+    validation.md      the same to read: accuracy per level over the steps, and how those solutions changed
+
+A step that is recorded again, because the run was resumed from before it, takes the place of itself and of what followed.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+
+from e2h_jax.data.records import UNAVAILABLE, json_lines, read_many
+from e2h_jax.data.storage import write_records, write_text
+from e2h_jax.data.templates import get_template
+from e2h_jax.errors import UserError, nearest
+from e2h_jax.grading.pool import GradingPool
+
+EASY = (1, 2, 3)  # levels
+
+
+def defaults() -> ml_collections.ConfigDict:
+    """Fields of `config.validation`."""
+    config = ml_collections.ConfigDict()
+    config.problems = ""  # held-out problem records with answers; "" = no validation
+    config.every = 1  # steps (of ppo) or rounds between two validations; the first and the last are always validated
+    config.metric = "all"  # model/ is the best by this: all | easy (levels 1-3) | hard | level_1 …; "" = the last
+    config.shown = 5  # problems whose solutions are kept over time, of all levels in turn
+    return config
+
+
+class Validation:
+    """The validations of one run.
+
+    Attributes:
+      problems: what is to be solved, in order.
+      history: one record per validated step, by rising step: {"step", "accuracy", "undecided", "shown"}.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, template: str, workdir: Path, pool: GradingPool):
+        """Reads the problems, and what `workdir` holds of an interrupted run. UserError for settings that do not fit them."""
+        if config.every < 1 or config.shown < 0:
+            raise UserError("config.validation.every must be at least 1 and config.validation.shown at least 0")
+        self.problems = read_many(config.problems, "problem")
+        for problem in self.problems:
+            if problem["answer"] in (None, UNAVAILABLE):
+                raise UserError(f"config.validation.problems={config.problems}: problem {problem['id']!r} has no answer")
+        self._config, self._template, self._pool = config, get_template(template), pool
+        self._shown = _of_all_levels(self.problems, config.shown)
+        self._file, self._page = Path(workdir) / "validation.jsonl", Path(workdir) / "validation.md"
+        groups = accuracies([(problem["level"], True) for problem in self.problems])
+        if config.metric and config.metric not in groups:
+            raise UserError(
+                f"config.validation.metric={config.metric!r} is unknown{nearest(config.metric, groups)}; "
+                f"of these problems there are {', '.join(groups)}"
+            )
+        self.history: list[dict[str, Any]] = [line for _, line in json_lines(self._file)] if self._file.exists() else []
+
+    def due(self, step: int, last: int) -> bool:
+        """Whether `step` of 0 … `last` is to be validated."""
+        return step in (0, last) or step % self._config.every == 0
+
+    def record(self, step: int, texts: Mapping[str, str]) -> dict[str, float]:
+        """Grades the solutions `texts` {problem id: text} of this step and writes the files.
+
+        Returns:
+          {"all", "easy", "hard", "level_1" …: accuracy in [0, 1]} of the groups that there are. A solution whose grading is
+          undecided counts as wrong.
+        """
+        answers = [self._template.extract_answer(texts[problem["id"]]) for problem in self.problems]
+        verdicts = self._pool.grade_many(
+            (answer, problem["answer"]) for answer, problem in zip(answers, self.problems, strict=True)
+        )
+        right = {p["id"]: verdict == "correct" for p, verdict in zip(self.problems, verdicts, strict=True)}
+        accuracy = accuracies((problem["level"], right[problem["id"]]) for problem in self.problems)
+        record = {
+            "step": step,
+            "accuracy": accuracy,
+            "undecided": sum(verdict == "undecided" for verdict in verdicts),
+            "shown": {p["id"]: {"right": right[p["id"]], "text": texts[p["id"]]} for p in self._shown},
+        }
+        self.history = [earlier for earlier in self.history if earlier["step"] < step] + [record]
+        if jax.process_index() == 0:
+            write_records(self._file, self.history)
+            write_text(self._page, self._text())
+        return accuracy
+
+    def best(self, first: int = 0) -> int | None:
+        """The validated step from `first` on with the highest `metric`, the earliest of equals; the last one without metric.
+
+        None where nothing has been validated.
+        """
+        steps = [record for record in self.history if record["step"] >= first]
+        if not steps:
+            return None
+        if not self._config.metric:
+            return steps[-1]["step"]
+        return max(steps, key=lambda record: record["accuracy"][self._config.metric])["step"]
+
+    def accuracy(self, step: int) -> dict[str, float]:
+        """What `record` returned at that step."""
+        return next(record["accuracy"] for record in self.history if record["step"] == step)
+
+    def _text(self) -> str:
+        groups = list(self.history[0]["accuracy"])
+        lines = ["# Validation", "", f"Greedy accuracy in % on {len(self.problems)} problems of {self._config.problems}.", ""]
+        lines += ["| step | " + " | ".join(name.replace("_", " ") for name in groups) + " |", "| --- " * (len(groups) + 1) + "|"]
+        for record in self.history:
+            values = [f"{100 * record['accuracy'][name]:.1f}" for name in groups]
+            lines.append(f"| {record['step']} | " + " | ".join(values) + " |")
+        for problem in self._shown:
+            lines += ["", f"## {problem['id']}", "", *_fenced(problem["question"]), "", f"Answer: {problem['answer']}"]
+            before = None
+            for record in self.history:
+                solution = record["shown"].get(problem["id"])
+                if solution is None or solution["text"] == before:
+                    continue
+                before = solution["text"]
+                lines += ["", f"Step {record['step']}: {'right' if solution['right'] else 'wrong'}", "", *_fenced(before)]
+        return "\n".join(lines) + "\n"
+
+
+def accuracies(graded: Iterable[tuple[int | None, bool]]) -> dict[str, float]:
+    """Share of right ones among (level, right) pairs: "all", "easy", "hard" and "level_1" …, of those that there are."""
+    groups: dict[str, list[bool]] = {}
+    for level, right in sorted(graded, key=lambda pair: pair[0] or 0):
+        names = ("all",) if level is None else ("all", "easy" if level in EASY else "hard", f"level_{level}")
+        for name in names:
+            groups.setdefault(name, []).append(right)
+    order = sorted(groups, key=lambda name: (name.startswith("level"), name))
+    return {name: sum(groups[name]) / len(groups[name]) for name in order}
+
+
+def _of_all_levels(problems: list[dict], count: int) -> list[dict]:
+    """The first problems of every level in turn, `count` in all."""
+    turns: dict[Any, int] = {}
+    ranked = []
+    for problem in problems:
+        turn = turns[problem["level"]] = turns.get(problem["level"], -1) + 1
+        ranked.append((turn, problem["level"] or 0, problem))
+    return [problem for *_, problem in sorted(ranked, key=lambda item: item[:2])[:count]]
+
+
+def _fenced(text: str) -> list[str]:
+    # A fence longer than any in the text.
+    fence = "`" * max(3, 1 + max((len(run) for run in "".join(c if c == "`" else " " for c in text).split()), default=0))
+    return [fence, text.rstrip(), fence]
