@@ -1,15 +1,15 @@
 """Iterative DPO: sample solutions, pair good with bad ones by score, prefer the good ones; a few rounds.
 
-A solution's score is that of the reward model's steps, in [0, 1], plus 1 if its final answer is right; where the answer is hidden,
-the reward model's alone. Two solutions of a problem whose scores differ by more than a margin make a pair, chosen and rejected.
-With log-ratios r = log pi(solution) - log pi_ref(solution), summed over a solution's tokens, and h = r_chosen - r_rejected:
+A solution's score is that of the reward model's steps, in [0, 1], plus 1 if its final answer is right; where the answer is
+hidden, the reward model's alone. Two solutions of a problem whose scores differ by more than a margin make a pair, chosen and
+rejected. With log-ratios r = log pi(solution) - log pi_ref(solution), summed over its tokens, and h = r_chosen - r_rejected:
 
     sigmoid  -log sigmoid(beta h); with label_smoothing e, -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h)
     ipo      (h - 1 / (2 beta))^2
-    rpo      mean over both sides of (r - (win - 1/2) / beta)^2, where win in [0, 1] is the side's score as a share of the highest
+    rpo      mean over both sides of (r - (win - 1/2) / beta)^2; win is the side's score as a share of the highest possible
 
-(Rafailov et al. 2023, arXiv 2305.18290; Mitchell 2023; Azar et al. 2023, arXiv 2310.12036.) `nll` adds the chosen solution's mean
-negative log-likelihood (Pang et al. 2024, arXiv 2404.19733). The reference's log-probabilities are computed once, before
+(Rafailov et al. 2023, arXiv 2305.18290; Mitchell 2023; Azar et al. 2023, arXiv 2310.12036.) `nll` adds the chosen solution's
+mean negative log-likelihood (Pang et al. 2024, arXiv 2404.19733). The reference's log-probabilities are computed once, before
 training, and lie with the examples: training holds no second model.
 
 Writes round-1/samples, round-1/scored, round-1/pairs.jsonl, round-1/reference, round-1/train …, and model/, the best round's.
@@ -38,7 +38,7 @@ from e2h_jax.errors import UserError
 from e2h_jax.models import lora, quantize, store
 from e2h_jax.models.attention import packed_causal
 from e2h_jax.parallel.mesh import make_mesh
-from e2h_jax.parallel.rules import batch_sharding, constrain
+from e2h_jax.parallel.rules import axis_size, batch_sharding, constrain
 from e2h_jax.training import loop, losses
 
 LOSSES = ("sigmoid", "ipo", "rpo")
@@ -235,7 +235,8 @@ def _reference(
     graph, _, params = store.load(
         Path(model), mesh, "policy", dtype=dtype, param_dtype=dtype, quantize=config.reference_quantize
     )
-    rows = train_config.batch_size // train_config.microbatches
+    shards = axis_size(mesh, "batch")
+    rows = max(1, train_config.batch_size // train_config.microbatches // shards) * shards
     logprobs = np.concatenate(reference_logprobs(graph, params, mesh, examples, train_config.length, rows))
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
@@ -334,4 +335,8 @@ def _check(config: ml_collections.ConfigDict) -> None:
         raise UserError("config.margin, config.margin_hidden, config.nll and config.pairs_per_problem must be at least 0")
     if config.reference not in ("round", "init"):
         raise UserError(f"config.reference={config.reference!r} must be round or init")
+    if config.aggregation == "mean_odds":
+        raise UserError("config.aggregation=mean_odds is no score in [0, 1], as margins and wins are; choose another")
     quantize.check(config.reference_quantize)
+    loop.check(config.train, make_mesh(config.mesh))
+    lora.check(complete(config.train, init=config.init))

@@ -20,6 +20,9 @@ from e2h_jax.algorithms.rounds import Round, Solution, complete
 from e2h_jax.data.records import read_many
 from e2h_jax.data.storage import digest, write_records
 from e2h_jax.errors import UserError
+from e2h_jax.models import lora
+from e2h_jax.parallel.mesh import make_mesh
+from e2h_jax.training import loop
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -133,3 +136,5 @@ def _check(config: ml_collections.ConfigDict) -> None:
         raise UserError("config.choose=score needs config.reward_model, the model/ folder of a reward model")
     if config.per_problem < 0:
         raise UserError("config.per_problem must be at least 0 (0 = all)")
+    loop.check(config.train, make_mesh(config.mesh))
+    lora.check(complete(config.train, init=config.init))

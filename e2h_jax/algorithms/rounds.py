@@ -1,7 +1,7 @@
 """What ReST-EM and iterative DPO share: rounds of sampling, scoring, choosing and training, every part done once.
 
-A part is another stage (sample, score, sft …) at work in a subfolder, round-1/samples/ say. When it has finished, round-1/samples.json
-appears, with its seconds and its summary, and the part is not run again: a killed run goes on inside the part that it was in.
+A part is another stage (sample, score, sft …) at work in a subfolder, round-1/samples/ say. When it has finished, its seconds and
+its summary are in round-1/samples.json, and it is not run again: a killed run goes on inside the part that it was in.
 """
 
 import json
@@ -25,6 +25,7 @@ from e2h_jax.errors import UserError, nearest
 from e2h_jax.evaluation.voting import AGGREGATIONS, aggregate
 from e2h_jax.grading.pool import GradingPool
 from e2h_jax.metrics import MetricsWriter
+from e2h_jax.models import store
 from e2h_jax.rewards import score
 from e2h_jax.sampling import sample
 
@@ -79,6 +80,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"config.seed={config.seed} must be at least 0")
     if config.aggregation not in AGGREGATIONS:
         raise UserError(f"config.aggregation={config.aggregation!r} is unknown{nearest(config.aggregation, AGGREGATIONS)}")
+    if config.reward_model and store.load_config(config.reward_model)[0] != "reward":
+        raise UserError(f"config.reward_model={config.reward_model} holds a policy model where a reward model is needed")
     if config.sample.temperature == 0:
         raise UserError("config.sample.temperature=0 draws the same solution every time; set it above 0")
 
