@@ -39,6 +39,8 @@ STAGES = {
     "convert": "e2h_jax.models.convert",
     "sft": "e2h_jax.algorithms.sft",
     "reward": "e2h_jax.algorithms.reward_model",
+    "rest_em": "e2h_jax.algorithms.rest_em",
+    "dpo": "e2h_jax.algorithms.dpo",
     "sample": "e2h_jax.sampling.sample",
     "labels": "e2h_jax.rewards.labels",
     "score": "e2h_jax.rewards.score",

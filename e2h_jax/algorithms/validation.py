@@ -107,7 +107,7 @@ class Validation:
     def _text(self) -> str:
         groups = list(self.history[0]["accuracy"])
         lines = ["# Validation", "", f"Greedy accuracy in % on {len(self.problems)} problems of {self._config.problems}.", ""]
-        lines += ["| step | " + " | ".join(name.replace("_", " ") for name in groups) + " |", "| --- " * (len(groups) + 1) + "|"]
+        lines += [f"| step | {' | '.join(groups)} |".replace("_", " "), "| --- " * (len(groups) + 1) + "|"]
         for record in self.history:
             values = [f"{100 * record['accuracy'][name]:.1f}" for name in groups]
             lines.append(f"| {record['step']} | " + " | ".join(values) + " |")

@@ -253,6 +253,25 @@ def _check_same_data(workdir: Path, examples: list[Example]) -> None:
         write_json(path, data)
 
 
+def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    """Raises UserError for sizes below 1, and a batch that the microbatches and the mesh do not divide."""
+    for name in ("epochs", "batch_size", "microbatches", "log_every", "checkpoint_every"):
+        if config[name] < 1:
+            raise UserError(f"config.{name}={config[name]} must be at least 1")
+    rows = config.microbatches * axis_size(mesh, "batch")
+    if config.batch_size % rows:
+        raise UserError(
+            f"config.batch_size={config.batch_size} does not divide by {rows} = config.microbatches "
+            f"{config.microbatches} x {rows // config.microbatches} shards along (data, fsdp)"
+        )
+    own = {s.indices(config.batch_size)[:2] for (s,) in _local_rows(mesh, config.batch_size)}
+    if sum(stop - start for start, stop in own) * jax.process_count() != config.batch_size:
+        raise UserError(
+            f"config.mesh={tuple(mesh.shape.values())} cuts rows across hosts: make data x fsdp a multiple of the "
+            f"{jax.process_count()} processes, with tensor inside a host"
+        )
+
+
 def fit(
     workdir: Path,
     config: ml_collections.ConfigDict,
@@ -270,21 +289,7 @@ def fit(
     """
     if config.seed < 0:
         raise UserError(f"config.seed={config.seed} must be at least 0")
-    for name in ("epochs", "batch_size", "microbatches", "log_every", "checkpoint_every"):
-        if config[name] < 1:
-            raise UserError(f"config.{name}={config[name]} must be at least 1")
-    rows = config.microbatches * axis_size(mesh, "batch")
-    if config.batch_size % rows:
-        raise UserError(
-            f"config.batch_size={config.batch_size} does not divide by {rows} = config.microbatches "
-            f"{config.microbatches} x {rows // config.microbatches} shards along (data, fsdp)"
-        )
-    own = {s.indices(config.batch_size)[:2] for (s,) in _local_rows(mesh, config.batch_size)}
-    if sum(stop - start for start, stop in own) * jax.process_count() != config.batch_size:
-        raise UserError(
-            f"config.mesh={tuple(mesh.shape.values())} cuts rows across hosts: make data x fsdp a multiple of the "
-            f"{jax.process_count()} processes, with tensor inside a host"
-        )
+    check(config, mesh)
     _check_same_data(workdir, examples)
     dataset, steps = packed_batches(
         examples,

@@ -1,0 +1,270 @@
+"""What ReST-EM and iterative DPO share: rounds of sampling, scoring, choosing and training, every part done once.
+
+A part is another stage (sample, score, sft …) at work in a subfolder, round-1/samples/ say. When it has finished, its seconds and
+its summary are in round-1/samples.json, and it is not run again: a killed run goes on inside the part that it was in.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
+
+from e2h_jax.algorithms import validation
+from e2h_jax.data.records import UNAVAILABLE, read_many
+from e2h_jax.data.storage import write_json
+from e2h_jax.data.templates import get_template
+from e2h_jax.errors import UserError, nearest
+from e2h_jax.evaluation.voting import AGGREGATIONS, aggregate
+from e2h_jax.grading.pool import GradingPool
+from e2h_jax.metrics import MetricsWriter
+from e2h_jax.models import store
+from e2h_jax.rewards import score
+from e2h_jax.sampling import sample
+
+Metrics = dict[str, Any]
+
+
+def without(config: ml_collections.ConfigDict, *fields: str) -> ml_collections.ConfigDict:
+    """`config` without these fields ("a" or "a.b"), which the loop fills in itself (`complete`)."""
+    config = config.unlock()
+    for field in fields:
+        *groups, name = field.split(".")
+        holder = config
+        for group in groups:
+            holder = holder[group]
+        del holder[name]
+    return config
+
+
+def complete(group: ml_collections.ConfigDict, **fields: Any) -> ml_collections.ConfigDict:
+    """A stage's config from what is left of its fields in the loop's config, and the others."""
+    config = ml_collections.ConfigDict(group.to_dict())
+    config.update(fields)
+    return config
+
+
+def defaults() -> ml_collections.ConfigDict:
+    """Fields of every algorithm that goes by rounds."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.mesh = (1, -1, 1)  # devices along (data, fsdp, tensor); -1 = all the rest
+    config.init = ""  # model/ folder of the policy to start from
+    config.questions = ""  # problem records; an answer of null or "unavailable" is hidden
+    config.template = "e2h"  # text format, see data/templates.py
+    config.rounds = 2
+    config.reward_model = ""  # model/ folder of a reward model; "" = final answers alone
+    config.aggregation = "prod"  # of its step scores to a solution's score, see evaluation/voting.py
+    config.sample = without(sample.defaults(), "seed", "mesh", "model", "problems", "template")
+    config.score = without(score.defaults(), "mesh", "model", "samples", "problems", "written_in")
+    config.validation = validation.defaults()
+    return config
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for shared fields that make no sense."""
+    for field in ("init", "questions"):
+        if not config[field]:
+            what = "the model/ folder of a policy" if field == "init" else "a file of problem records"
+            raise UserError(f"config.{field} is empty; name {what}")
+    if config.rounds < 1:
+        raise UserError(f"config.rounds={config.rounds} must be at least 1")
+    if config.seed < 0:
+        raise UserError(f"config.seed={config.seed} must be at least 0")
+    if config.aggregation not in AGGREGATIONS:
+        raise UserError(f"config.aggregation={config.aggregation!r} is unknown{nearest(config.aggregation, AGGREGATIONS)}")
+    if config.reward_model and store.load_config(config.reward_model)[0] != "reward":
+        raise UserError(f"config.reward_model={config.reward_model} holds a policy model where a reward model is needed")
+    if config.sample.temperature == 0:
+        raise UserError("config.sample.temperature=0 draws the same solution every time; set it above 0")
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A sampled solution and what is known of it."""
+
+    problem: dict
+    sample: int
+    text: str
+    stopped: bool  # ended by itself, not by the limit
+    right: bool | None  # its answer; None where the problem's is hidden
+    score: float | None  # the reward model's; None without one
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: its number from 1, its folder, its seed, and the model/ folder of the policy that begins it."""
+
+    config: ml_collections.ConfigDict
+    number: int
+    folder: Path
+    seed: int
+    model: str
+    pool: GradingPool
+
+    def part(self, name: str, run: Callable[[Path], Metrics]) -> Metrics:
+        """See `part`, of this round."""
+        return part(self.folder, name, run)
+
+    def draw(self) -> None:
+        """Samples solutions of the questions, and scores them with the reward model if there is one: two parts."""
+        config = self.config
+        drawing = complete(
+            config.sample,
+            seed=self.seed,
+            mesh=config.mesh,
+            model=self.model,
+            problems=config.questions,
+            template=config.template,
+        )
+        self.part("samples", lambda folder: sample.run(drawing, folder))
+        if config.reward_model:
+            scoring = complete(
+                config.score,
+                mesh=config.mesh,
+                model=config.reward_model,
+                samples=str(self.folder / "samples"),
+                problems=config.questions,
+                written_in=config.template,
+            )
+            self.part("scored", lambda folder: score.run(scoring, folder))
+
+    def solutions(self) -> list[Solution]:
+        """What was drawn, graded, in the order of the questions."""
+        problems = {problem["id"]: problem for problem in read_many(self.config.questions, "problem")}
+        name, kind = ("scored", "scored") if self.config.reward_model else ("samples", "sample")
+        records = read_many(self.folder / name, kind)
+        order = {problem: number for number, problem in enumerate(problems)}
+        records.sort(key=lambda record: (order[record["problem_id"]], record["sample"]))
+        return judge(problems, records, self.config.template, self.config.aggregation, self.pool)
+
+
+def judge(
+    problems: dict[str, dict], records: list[dict], template: str, aggregation: str, pool: GradingPool
+) -> list[Solution]:
+    """Grades sample or scored records against the answers that are not hidden. An undecided answer counts as wrong."""
+    extract = get_template(template).extract_answer
+    known = [problems[record["problem_id"]]["answer"] not in (None, UNAVAILABLE) for record in records]
+    pairs = [
+        (extract(record["text"]), problems[record["problem_id"]]["answer"])
+        for record, graded in zip(records, known, strict=True)
+        if graded
+    ]
+    verdicts = iter(pool.grade_many(pairs))
+    right = [next(verdicts) == "correct" if graded else None for graded in known]
+    scored = bool(records) and "step_scores" in records[0]
+    scores = aggregate([record["step_scores"] for record in records], aggregation).tolist() if scored else [None] * len(records)
+    return [
+        Solution(problems[r["problem_id"]], r["sample"], r["text"], r["finish"] == "stop", outcome, value)
+        for r, outcome, value in zip(records, right, scores, strict=True)
+    ]
+
+
+def distinct(solutions: Iterable[Solution]) -> dict[str, list[Solution]]:
+    """{problem id: its solutions}, of those of equal text the first; problems in the order of their first solution."""
+    found: dict[str, dict[str, Solution]] = {}
+    for solution in solutions:
+        found.setdefault(solution.problem["id"], {}).setdefault(solution.text, solution)
+    return {problem: list(texts.values()) for problem, texts in found.items()}
+
+
+def part(folder: Path, name: str, run: Callable[[Path], Metrics]) -> Metrics:
+    """What `run(folder / name)` returned, which is run unless it has finished already, and "seconds".
+
+    `folder/name.json`, which says so, is written last: whole or not at all.
+    """
+    marker = folder / f"{name}.json"
+    done = marker.exists()
+    if not done:
+        began = time.perf_counter()
+        metrics = run(folder / name)
+        _wait(str(marker))  # for the other processes' shards
+        if jax.process_index() == 0:
+            write_json(marker, {**metrics, "seconds": round(time.perf_counter() - began, 3)})
+        _wait(f"{marker} written")
+    return json.loads(marker.read_text())
+
+
+def _wait(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def run(config: ml_collections.ConfigDict, workdir: Path, play: Callable[[Round], Metrics]) -> Metrics:
+    """Plays all rounds; `workdir/model` becomes the best of their models by validation.
+
+    Args:
+      play: one round, which leaves its model in `Round.folder / "train" / "model"`; returns what to log of it.
+
+    Returns:
+      the summary: what the last round logged, accuracies before and at the best, and the seconds of each part.
+    """
+    workdir, logged = Path(workdir), {}
+    with GradingPool() as pool, MetricsWriter(workdir, enabled=jax.process_index() == 0) as writer:
+        judged = config.validation.problems != ""
+        validations = validation.Validation(config.validation, config.template, workdir, pool) if judged else None
+
+        def validate(number: int, model: str) -> Metrics:
+            """Accuracies of the greedy solutions of a round's model (round 0: of `init`)."""
+            if validations is None or not validations.due(number, config.rounds):
+                return {}
+            greedy = complete(
+                config.sample,
+                **{"samples": 1, "temperature": 0.0, "levels": (), "limit": 0},
+                **{"seed": config.seed, "mesh": config.mesh, "model": model},
+                **{"problems": config.validation.problems, "template": config.template},
+            )
+
+            def solve(folder: Path) -> Metrics:
+                sample.run(greedy, folder)
+                _wait(f"{folder} sampled")
+                return validations.record(number, {r["problem_id"]: r["text"] for r in read_many(folder, "sample")})
+
+            return part(workdir / f"round-{number}", "validation", solve)
+
+        model = config.init
+        writer.write(0, _named("validation", validate(0, model)))
+        for number in range(1, config.rounds + 1):
+            seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0] >> 1)
+            folder = workdir / f"round-{number}"
+            logged = play(Round(config, number, folder, seed, model, pool))
+            model = str(folder / "train" / "model")
+            writer.write(number, logged | _named("validation", validate(number, model)))
+    best = (validations.best(first=1) if validations else None) or config.rounds
+    _publish(workdir / f"round-{best}" / "train" / "model", workdir / "model")
+    summary = logged | {"rounds": config.rounds, "best_round": best} | _seconds(workdir, config.rounds)
+    if validations:
+        summary |= _named("init", validations.accuracy(0)) | _named("best", validations.accuracy(best))
+    return summary
+
+
+def _named(prefix: str, metrics: Metrics) -> Metrics:
+    return {f"{prefix}_{name}": value for name, value in metrics.items() if name != "seconds"}
+
+
+def _seconds(workdir: Path, rounds: int) -> Metrics:
+    """{"samples_seconds", "train_seconds", …}: of each part, over all rounds."""
+    sums: Metrics = {}
+    for number in range(rounds + 1):
+        for marker in sorted((workdir / f"round-{number}").glob("*.json")):
+            name = f"{marker.stem}_seconds"
+            sums[name] = sums.get(name, 0.0) + json.loads(marker.read_text())["seconds"]
+    return sums
+
+
+def _publish(source: Path, target: Path) -> None:
+    """Copies a model, whole or not at all."""
+    if jax.process_index() == 0:
+        partial = target.with_name(target.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(source, partial)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+    _wait(f"{target} published")
