@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
@@ -58,8 +57,9 @@ class Models:
             if frozen is not None:
                 self._reference = lora.remove(graph, nnx.merge_state(frozen, params))
             else:
-                reference = store.load(Path(config.init), mesh, "policy", param_dtype=self.config.dtype, quantize=config.kl.quantize)
-                self._reference = reference[0], reference[2]
+                kept = {"param_dtype": self.config.dtype, "quantize": config.kl.quantize}
+                reference_graph, _, reference = store.load(Path(config.init), mesh, "policy", **kept)
+                self._reference = reference_graph, reference
 
         self.policy = Learner(
             lambda params, batch: policy_loss(*logprobs(graph, params, batch), batch),
@@ -71,7 +71,8 @@ class Models:
         self.value = None
         if config.advantage == "gae":
             start = config.copy_and_resolve_references().unlock()
-            start.init = config.value_init or (config.reward.model if config.reward.process != "none" else "") or config.init
+            judge = config.reward.model if config.reward.process != "none" else ""
+            start.init = config.value_init or judge or config.init
             if load_tokenizer(start.init).get_vocab() != tokenizer.get_vocab():
                 raise UserError(
                     f"{start.init}, from which the value model starts, has another tokenizer than the policy; "
@@ -112,7 +113,7 @@ class Models:
     def state(self) -> dict:
         """Everything that changes from step to step, for a checkpoint."""
         replicated = NamedSharding(self._mesh, PartitionSpec())
-        numbers = jax.device_put(jnp.array([self.kl_coef, self.stopped], jnp.float32), replicated)
+        numbers = jax.device_put(np.array([self.kl_coef, self.stopped], np.float32), replicated)
         return {"policy": self.policy.state, "numbers": numbers} | ({} if self.value is None else {"value": self.value.state})
 
     def restore(self, state: dict) -> None:

