@@ -97,3 +97,11 @@ def judge_of() -> Any:
 @pytest.fixture(scope="session")
 def texts() -> list[tuple[dict, str]]:
     return solutions()
+
+
+@pytest.fixture(scope="session")
+def llama2_like(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A tokenizer whose every newline is a token, as Llama 2's."""
+    pieces = [piece for piece in arithmetic.PIECES if "\n" not in piece]
+    letters = [letter for letter in "\nabcdefghijklmnopqrstuvwxyz# QSA" if letter not in pieces]
+    return build_tokenizer([*pieces, *letters], tmp_path_factory.mktemp("llama2_like"))
