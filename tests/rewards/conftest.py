@@ -39,7 +39,7 @@ class Judge:
 
     def plain_scores(self, solution: EncodedSolution, where: str = "separator_last") -> list[float]:
         """Step scores from a forward pass of this solution alone."""
-        tokens = np.zeros((1, 256), np.int32)  # one shape, compiled once
+        tokens = np.zeros((1, 300), np.int32)  # one shape, compiled once
         tokens[0, : len(solution.tokens)] = solution.tokens
         logits = np.asarray(_plain(self.graph, self.params, tokens, len(solution.tokens)))
         lowest = [min(float(logits[i]) for i in positions) for positions in read_positions(solution, where)]
