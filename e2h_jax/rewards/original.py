@@ -30,13 +30,14 @@ class StepPair(NamedTuple):
 
 def newline_token(tokenizer: Any) -> int:
     """The id of a newline. UserError unless the tokenizer writes a blank line as two of them, as Llama's does."""
-    newline = tokenizer.encode("\n\n\n", add_special_tokens=False)[-1:]
-    if tokenizer.encode("a\n\nb", add_special_tokens=False).count(*newline) != 2:
+    newline = tokenizer.encode("\n\n\n", add_special_tokens=False)[-1]
+    blank_line = tokenizer.encode("a\n\nb", add_special_tokens=False)[-3:-1]
+    if blank_line != [newline, newline] or newline == tokenizer.unk_token_id:
         raise UserError(
             'config.reward.rules="original" finds steps as pairs of newline tokens, which this tokenizer does not write; '
             'use "corrected".'
         )
-    return newline[0]
+    return newline
 
 
 def step_pairs(tokens: np.ndarray, logits: np.ndarray, newline: int, text: str) -> list[StepPair]:

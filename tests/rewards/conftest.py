@@ -39,7 +39,7 @@ class Judge:
 
     def plain_scores(self, solution: EncodedSolution, where: str = "separator_last") -> list[float]:
         """Step scores from a forward pass of this solution alone."""
-        tokens = np.zeros((1, 256), np.int32)  # one shape, compiled once
+        tokens = np.zeros((1, 300), np.int32)  # one shape, compiled once
         tokens[0, : len(solution.tokens)] = solution.tokens
         logits = np.asarray(_plain(self.graph, self.params, tokens, len(solution.tokens)))
         lowest = [min(float(logits[i]) for i in positions) for positions in read_positions(solution, where)]
@@ -97,3 +97,11 @@ def judge_of() -> Any:
 @pytest.fixture(scope="session")
 def texts() -> list[tuple[dict, str]]:
     return solutions()
+
+
+@pytest.fixture(scope="session")
+def llama2_like(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A tokenizer whose every newline is a token, as Llama 2's."""
+    pieces = [piece for piece in arithmetic.PIECES if "\n" not in piece]
+    letters = [letter for letter in "\nabcdefghijklmnopqrstuvwxyz# QSA" if letter not in pieces]
+    return build_tokenizer([*pieces, *letters], tmp_path_factory.mktemp("llama2_like"))
