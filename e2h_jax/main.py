@@ -15,7 +15,7 @@ import re
 import signal
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -179,8 +179,12 @@ def _docstring(module: str) -> str:
     return ast.get_docstring(_parse_module(module)[1]) or ""
 
 
-def _fields(module: str, prefix: str = "config") -> list[str]:
-    """The commented lines of a module's defaults(); where it calls another's defaults(), the lines of that."""
+def _fields(module: str, prefix: str = "config", left_out: Collection[str] = ()) -> list[str]:
+    """The commented lines of a module's defaults(), but for the fields `left_out`.
+
+    Where it calls another's defaults(), the lines of that; in `without(other.defaults(), "field", …)` but for these fields. A
+    line that sets a field anew takes the place of the one before.
+    """
     source, tree = _parse_module(module)
     imported = {
         alias.asname or alias.name: f"{node.module}.{alias.name}"
@@ -194,13 +198,31 @@ def _fields(module: str, prefix: str = "config") -> list[str]:
     for statement in statements[:-1]:  # without the `return`
         block, at = lines[at : statement.end_lineno], statement.end_lineno
         match statement:
-            case ast.Assign([target], ast.Call(ast.Attribute(ast.Name(name), "defaults"))) if name in imported:
-                group = f"{prefix}.{target.attr}" if isinstance(target, ast.Attribute) else prefix
-                fields += [*_dedented(block)[:-1], *_fields(imported[name], group)]
+            case (
+                ast.Assign([target], ast.Call(ast.Attribute(ast.Name(name), "defaults")) as call)
+                | ast.Assign([target], ast.Call(_, [ast.Call(ast.Attribute(ast.Name(name), "defaults")), *_]) as call)
+            ) if name in imported:
+                below = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
+                group, comments = prefix, _dedented(block)[: statement.lineno - statement.end_lineno - 1]
+                if isinstance(target, ast.Attribute):
+                    group = ".".join([prefix, *ast.unparse(target).split(".")[1:]])
+                    start = f"{group.removeprefix(prefix + '.')}."
+                    below += [field.removeprefix(start) for field in left_out if field.startswith(start)]
+                else:
+                    below += left_out
+                fields += [*comments, *_fields(imported[name], group, below)]
             case ast.Assign([ast.Name()], _):  # config = ConfigDict()
                 pass
+            case ast.Assign([ast.Attribute() as target], _) if ast.unparse(target).partition(".")[2] in left_out:
+                pass
             case _:
-                fields += [re.sub(r"^config\.", f"{prefix}.", line) for line in _dedented(block)]
+                new = [re.sub(r"^config\.", f"{prefix}.", line) for line in _dedented(block)]
+                name = new[-1].partition(" = ")[0]
+                before = [index for index, line in enumerate(fields) if line.startswith(f"{name} = ")]
+                if before:
+                    fields[before[0] : before[0] + 1] = new
+                else:
+                    fields += new
     return fields
 
 

@@ -1,7 +1,7 @@
 """What ReST-EM and iterative DPO share: rounds of sampling, scoring, choosing and training, every part done once.
 
-A part is another stage (sample, score, sft …) at work in a subfolder, round-1/samples/ say. When it has finished, its seconds and
-its summary are in round-1/samples.json, and it is not run again: a killed run goes on inside the part that it was in.
+A part is another stage (sample, score, sft …) at work in a subfolder, round-1/samples/ say. Once it has finished, seconds and
+summary are in round-1/samples.json, and it is not run again: a killed run goes on inside the part that it was in.
 """
 
 import json
