@@ -1,11 +1,12 @@
-"""Easy-to-hard generalization in miniature: the first half of the method, from nothing to the table, on two CPU cores.
+"""Easy-to-hard generalization in miniature: the whole method, from nothing to the table, on two CPU cores.
 
     bash launch/quickstart.sh          or, once installed:
     e2h recipe --config=configs/quickstart.py --workdir=runs/quickstart [--config.seed=1]
 
 A base model learns the built-in curriculum (data/arithmetic.py) from authors who err by habit; SFT on 100 clean easy
 solutions makes the generator; a PRM, an ORM and an OPRM learn from 22,000 labelled solutions of easy problems; the
-generator's 16 samples of each held-out problem are re-ranked by them.
+generator's 16 samples of each held-out problem are re-ranked by them. Then the generator learns from the PRM, by ReST-EM,
+iterative DPO and PPO, on questions of all levels of which it sees only the easy ones' answers.
 
 Expected (docs/quickstart.md): on hard problems PRM weighted voting 45 to 53 points above majority voting. About 6 minutes.
 """
@@ -16,13 +17,15 @@ from e2h_jax import recipe
 from e2h_jax.recipe import configure
 
 EVALUATORS = ("prm", "orm", "oprm")
+LEARNERS = ("rest_em", "dpo", "ppo", "ppo_outcome")
 
 
 def get_config() -> ConfigDict:
     config = ConfigDict(recipe.defaults()).unlock()
     config.stages = (
         "data", "base", "sft", "evaluator_samples", "labels", *EVALUATORS,
-        "greedy", "samples", *(f"score_{name}" for name in EVALUATORS), "sample_labels", "evaluate",
+        "greedy", "samples", *(f"score_{name}" for name in EVALUATORS), "sample_labels",
+        "full_sft", *LEARNERS, *(f"greedy_{name}" for name in ("full_sft", *LEARNERS)), "evaluate",
     )  # fmt: skip
     config.publish = tuple((f"evaluate/{name}", name) for name in ("results.json", "table.md", "curves.png"))
     seed = config.get_ref("seed")
@@ -45,18 +48,14 @@ def get_config() -> ConfigDict:
         },
     )
     # The generator: a few clean solutions, easy levels only.
-    config.sft = configure(
-        "sft",
-        rows
-        | {
-            "init": "{run}/base/model",
-            "data": "{run}/data/demonstrations.jsonl",
-            "epochs": 2,
-            "batch_size": 8,
-            "optimizer": adam | {"learning_rate": 1.5e-4},
-            "log_every": 1,
-        },
-    )
+    demonstrated = rows | {
+        "init": "{run}/base/model",
+        "epochs": 2,
+        "batch_size": 8,
+        "optimizer": adam | {"learning_rate": 1.5e-4},
+        "log_every": 1,
+    }
+    config.sft = configure("sft", demonstrated | {"data": "{run}/data/demonstrations.jsonl"})
 
     # Training data of the evaluators: one sample of each easy question, labelled by the exact checker.
     sampling = {"model": "{run}/sft/model", "top_k": 0, "rows": 512, "prompt_bucket": 64, "seed": seed}
@@ -111,6 +110,40 @@ def get_config() -> ConfigDict:
             {"model": f"{{run}}/{name}/model", "samples": "{run}/samples", "problems": "{run}/data/test.jsonl"},
         )
 
+    # To compare with: SFT on solutions of hard problems as well.
+    config.full_sft = configure("sft", demonstrated | {"data": "{run}/data/demonstrations_all.jsonl"})
+
+    # Reinforcement learning: the questions are of all levels, the answers of the hard ones are hidden.
+    learning = {
+        "init": "{run}/sft/model",
+        "questions": "{run}/data/rl_questions.jsonl",
+        "validation": {"problems": "{run}/data/validation.jsonl"},
+        "seed": seed,
+    }
+    drawing = {"max_new_tokens": 56, "top_k": 0, "rows": 80}
+    ppo = learning | {
+        "steps": 12,
+        "questions_per_step": 160,
+        "minibatches": 4,
+        "lam": 0.95,
+        "length": 128,
+        "forward_rows": 16,
+        "update_rows": 8,
+        "sample": drawing | {"temperature": 1.0},
+        "optimizer": {"learning_rate": 3e-4},
+        "value_optimizer": {"learning_rate": 1e-3},
+        "checkpoint_every": 4,
+    }
+    ppo["validation"] = learning["validation"] | {"every": 4}
+    # Process rewards of the PRM on all questions; and, to compare, final answers alone on those whose answers are known.
+    prm_reward = {"model": "{run}/prm/model", "upper_bound": 1.0, "scale": 2.0, "row_length": 128, "tokens_per_batch": 2048}
+    config.ppo = configure("ppo", ppo | {"reward": prm_reward})
+    config.ppo_outcome = configure("ppo", ppo | {"levels": (1, 2, 3), "reward": {"process": "none"}})
+    for name in ("full_sft", *LEARNERS):
+        config[f"greedy_{name}"] = configure(
+            "sample", test | {"model": f"{{run}}/{name}/model", "samples": 1, "temperature": 0.0}
+        )
+
     # The table, with the checker's labels of the same samples to measure the evaluators themselves.
     config.sample_labels = configure(
         "prepare",
@@ -133,8 +166,10 @@ def get_config() -> ConfigDict:
                     "samples": "{run}/samples",
                     "greedy": "{run}/greedy",
                     "scored": {name: f"{{run}}/score_{name}" for name in EVALUATORS},
-                }
+                },
+                **{name: {"greedy": f"{{run}}/greedy_{name}"} for name in ("full_sft", *LEARNERS)},
             },
+            "compare": (*((name, "sft") for name in ("full_sft", *LEARNERS)), ("ppo", "ppo_outcome")),
             "labelled": "{run}/sample_labels/prm.jsonl",
             "seconds_from": "{run}",
         },

@@ -41,6 +41,7 @@ STAGES = {
     "reward": "e2h_jax.algorithms.reward_model",
     "rest_em": "e2h_jax.algorithms.rest_em",
     "dpo": "e2h_jax.algorithms.dpo",
+    "ppo": "e2h_jax.algorithms.ppo",
     "sample": "e2h_jax.sampling.sample",
     "labels": "e2h_jax.rewards.labels",
     "score": "e2h_jax.rewards.score",

@@ -1,7 +1,7 @@
-"""PPO end to end on a bandit: one question, two answers that the policy gives alike often, one of them right.
+"""PPO end to end on the bandit of conftest.py: four questions, seven answers each; the judge alone knows two of the right ones.
 
-The optimum is known: always the right one, and always ended by EOS. Every kind of advantage gets there; a run that is cut goes
-on to the bit; nothing compiles after the first step; what the sampler drew the trainer finds as likely.
+The optimum is known: always the right one. Every kind of advantage gets there; a run that is cut goes on to the bit; nothing
+compiles after the first step; what the sampler drew the trainer finds as likely.
 """
 
 import json
@@ -11,51 +11,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from e2h_jax.algorithms import ppo, sft
-from e2h_jax.data.arithmetic import PIECES
-from e2h_jax.data.storage import write_records
-from e2h_jax.data.tokenizer import build_tokenizer
+from e2h_jax.algorithms import ppo
 from e2h_jax.errors import UserError
 from e2h_jax.models import store
-from e2h_jax.models.llama import LlamaConfig
 from e2h_jax.parallel.mesh import make_mesh
-
-QUESTIONS = ("a=1", "b=2", "c=3", "d=4")
-RIGHT, WRONG = "# Answer\n\n3", "# Answer\n\n5"
 
 
 def one_device(shape=None):
     return make_mesh((1, 1, 1), jax.devices()[:1])
-
-
-def problem(number, **fields):
-    record = {"id": str(number), "question": QUESTIONS[number], "answer": "3", "level": 1, "subject": None, "solution": None}
-    return record | fields
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A policy that answers 3 or 5 by chance, the questions, and a fresh reward model."""
-    folder = tmp_path_factory.mktemp("ppo")
-    tokenizer = build_tokenizer(PIECES, folder / "tokenizer")
-    shape = LlamaConfig(len(tokenizer), width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=64, max_length=64)
-    rng, abstract = np.random.default_rng(0), store.abstract("policy", shape)[1]
-    params = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), abstract)
-    store.save(folder / "random", "policy", shape, params, tokenizer)
-    solved = [problem(n, id=f"{n}/{text[-1]}", solution=text) for n in range(4) for text in (RIGHT, WRONG)]
-    write_records(folder / "solved.jsonl", solved)
-    write_records(folder / "questions.jsonl", [problem(n) for n in range(4)])
-    config = sft.defaults().unlock()
-    config.update(init=str(folder / "random"), data=str(folder / "solved.jsonl"), length=32, batch_size=2, epochs=120)
-    config.optimizer.learning_rate = 1e-2
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sft, "make_mesh", one_device)
-        sft.run(config, folder / "sft")
-    reward_model = store.load(folder / "sft" / "model", one_device(), "reward")
-    params = reward_model[2]
-    params["score_head"][...] = jax.numpy.asarray(rng.normal(0, 1, shape.width).astype(np.float32))
-    store.save(folder / "reward", "reward", reward_model[1], params, tokenizer, {"template": "e2h", "read_at": "last_token"})
-    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -65,13 +28,13 @@ def small(monkeypatch, request):
         monkeypatch.setattr(ppo, "make_mesh", one_device)
 
 
-def config_of(folder, **fields):
+def config_of(bandit, **fields):
     config = ppo.defaults().unlock()
-    config.update(init=str(folder / "sft" / "model"), questions=str(folder / "questions.jsonl"), steps=12)
-    config.update(questions_per_step=4, minibatches=2, length=32, forward_rows=8, update_rows=8, checkpoint_every=3)
+    config.update(init=bandit.policy, questions=bandit.questions, steps=12, questions_per_step=4, minibatches=2)
+    config.update(length=32, forward_rows=8, update_rows=8, checkpoint_every=3)
     config.sample.update({"samples": 8, "max_new_tokens": 6, "temperature": 1.0, "rows": 32, "prompt_bucket": 16})
-    config.reward.update({"process": "none", "grade_workers": 1})
-    config.validation.update({"problems": str(folder / "questions.jsonl"), "every": 5, "shown": 1})
+    config.reward.update({"model": bandit.reward, "row_length": 64, "tokens_per_batch": 512, "grade_workers": 1})
+    config.validation.update({"problems": bandit.validation, "every": 5, "shown": 1})
     for optimizer in (config.optimizer, config.value_optimizer):
         optimizer.learning_rate = 1e-2
     for name, value in fields.items():
@@ -98,9 +61,9 @@ def assert_same(first, second):
 
 
 @pytest.fixture(scope="module")
-def whole(folder):
+def whole(bandit, tmp_path_factory):
     """An uninterrupted run, and the compilations that it needed."""
-    compiled, step_began = [], []
+    workdir, compiled, step_began = tmp_path_factory.mktemp("ppo"), [], []
 
     def listen(name, seconds, **_):
         if name == "/jax/core/compile/backend_compile_duration":
@@ -112,19 +75,18 @@ def whole(folder):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ppo, "make_mesh", one_device)
             patch.setattr(ppo, "questions_of", lambda *some: (step_began.append(len(compiled)), questions_of(*some))[1])
-            summary = ppo.run(config_of(folder), folder / "whole")
+            summary = ppo.run(config_of(bandit), workdir)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
-    return folder / "whole", summary, compiled, step_began
+    return workdir, summary, compiled, step_began
 
 
-def test_the_bandit_is_solved(folder, whole):
+def test_the_bandit_is_solved(whole, bandit, chances):
     workdir, summary, *_ = whole
-    logged = metrics(workdir)
-    assert 0.2 < logged[1]["reward/accuracy"] < 0.8
-    assert logged[-1]["reward/accuracy"] > 0.95 and logged[-1]["stopped"] == 1.0
-    assert summary["best/all"] == 1.0
-    assert (workdir / "model" / "model.json").exists() and not (workdir / "best").exists()
+    assert all(0.05 < chance < 0.3 for chance in chances(bandit.policy).values())
+    assert all(chance > 0.9 for chance in chances(workdir / "model").values())
+    assert summary["start/all"] < 1 and summary["best/all"] == 1.0
+    assert not (workdir / "best").exists()
     assert [json.loads(line)["step"] for line in open(workdir / "validation.jsonl")] == [0, 5, 10, 12]
 
 
@@ -139,8 +101,8 @@ def test_nothing_compiles_after_the_first_step(whole):
     assert len(compiled) == step_began[1]
 
 
-def test_a_cut_run_goes_on_to_the_bit(folder, whole, monkeypatch):
-    workdir, learn = folder / "cut", ppo.learn
+def test_a_cut_run_goes_on_to_the_bit(bandit, whole, monkeypatch, tmp_path):
+    workdir, learn = tmp_path, ppo.learn
 
     def dies(experience, models, config, step):
         if step == 8:  # between the checkpoint of step 6 and that of step 9
@@ -149,48 +111,47 @@ def test_a_cut_run_goes_on_to_the_bit(folder, whole, monkeypatch):
 
     monkeypatch.setattr(ppo, "learn", dies)
     with pytest.raises(RuntimeError, match="killed"):
-        ppo.run(config_of(folder), workdir)
+        ppo.run(config_of(bandit), workdir)
     monkeypatch.setattr(ppo, "learn", learn)
-    ppo.run(config_of(folder), workdir)
+    ppo.run(config_of(bandit), workdir)
     assert metrics(workdir) == metrics(whole[0])
     assert (workdir / "validation.jsonl").read_bytes() == (whole[0] / "validation.jsonl").read_bytes()
     assert_same(parameters(workdir / "model"), parameters(whole[0] / "model"))
 
 
-def test_group_advantages_solve_it_too(folder):
+def test_group_advantages_solve_it_too(bandit, tmp_path):
     grpo = {"advantage": "grpo", "kl__place": "loss", "kl__estimator": "k3", "loss_mean": "sequences"}
-    ppo.run(config_of(folder, whiten_rewards="none", whiten_advantages="none", steps=8, **grpo), folder / "grpo")
-    logged = metrics(folder / "grpo")
-    assert logged[-1]["reward/accuracy"] > 0.95
+    ppo.run(config_of(bandit, whiten_rewards="none", whiten_advantages="none", steps=8, **grpo), tmp_path)
+    logged = metrics(tmp_path)
+    assert logged[-1]["reward/accuracy"] > 0.9
     assert "value_loss" not in logged[-1]
 
 
-def test_an_endless_penalty_keeps_the_policy(folder, whole):
+def test_an_endless_penalty_keeps_the_policy(bandit, whole, tmp_path):
     # The task pulls as in `whole`, but leaving the reference costs more than anything it pays.
-    config = config_of(folder, kl__coef=1e4, kl__estimator="k2", kl__place="loss", optimizer__clip_norm=0.0, steps=8)
+    config = config_of(bandit, kl__coef=1e4, kl__estimator="k2", kl__place="loss", optimizer__clip_norm=0.0, steps=8)
     config.unlock().optimizer.learning_rate = 3e-4
-    ppo.run(config, folder / "kept")
-    assert abs(metrics(folder / "kept")[-1]["kl"]) < 0.02
+    ppo.run(config, tmp_path)
+    assert abs(metrics(tmp_path)[-1]["kl"]) < 0.02
     assert metrics(whole[0])[-1]["kl"] > 0.3
 
 
-def test_lora_has_its_reference_in_the_base(folder):
-    config = config_of(folder, lora__rank=4, lora__alpha=8.0, steps=12, kl__coef=0.05)
+def test_lora_has_its_reference_in_the_base(bandit, tmp_path):
+    config = config_of(bandit, lora__rank=4, lora__alpha=8.0, steps=12, kl__coef=0.05)
     config.unlock().optimizer.learning_rate = 3e-2
-    ppo.run(config, folder / "lora")
-    logged = metrics(folder / "lora")
+    ppo.run(config, tmp_path)
+    logged = metrics(tmp_path)
     assert abs(logged[1]["kl"]) < 1e-5  # before the first update the policy is the reference
     assert logged[-1]["kl"] > 0.2 and logged[-1]["reward/accuracy"] > 0.9
-    assert (folder / "lora" / "adapter" / "adapter_model.safetensors").exists()
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
 
 
-def test_process_rewards_and_their_parts(folder):
-    config = config_of(folder, steps=2, value_warmup=1, stop_kl=1e9, target_kl=1e9)
-    config.unlock().reward.update({"process": "min", "model": str(folder / "reward"), "row_length": 64, "tokens_per_batch": 512})
-    config.entropy.update({"loss_coef": 0.01, "reward_coef": 0.01})
+def test_process_rewards_and_their_parts(bandit, tmp_path):
+    config = config_of(bandit, steps=2, value_warmup=1, stop_kl=1e9, target_kl=1e9)
+    config.unlock().entropy.update({"loss_coef": 0.01, "reward_coef": 0.01})
     config.kl.update({"target": 0.1, "horizon": 100})
-    ppo.run(config, folder / "process")
-    logged = metrics(folder / "process")[1:]
+    ppo.run(config, tmp_path)
+    logged = metrics(tmp_path)[1:]
     for line in logged:
         parts = sum(line[f"reward/{name}"] for name in ("outcome", "process", "bonus", "format", "length"))
         assert line["reward"] == pytest.approx(parts, abs=1e-5)
@@ -199,10 +160,10 @@ def test_process_rewards_and_their_parts(folder):
     assert logged[1]["kl_coef"] < logged[0]["kl_coef"]  # nearer than its target
 
 
-def test_eight_devices_are_one(folder, whole):
-    config = config_of(folder, mesh=(2, 2, 2), steps=2)
-    ppo.run(config, folder / "mesh")
-    for many, one in zip(metrics(folder / "mesh")[1:], metrics(whole[0])[1:3], strict=True):
+def test_eight_devices_are_one(bandit, whole, tmp_path):
+    config = config_of(bandit, mesh=(2, 2, 2), steps=2)
+    ppo.run(config, tmp_path)
+    for many, one in zip(metrics(tmp_path)[1:], metrics(whole[0])[1:3], strict=True):
         for name in ("reward", "kl", "entropy", "value_loss", "loss", "grad_norm"):
             assert many[name] == pytest.approx(one[name], rel=1e-3, abs=1e-5), name
 
@@ -219,9 +180,9 @@ def test_eight_devices_are_one(folder, whole):
         ({"stop_kl": 1.0, "kl__coef": 0.0}, "config.stop_kl"),
         ({"length": 8}, "config.length=8"),
         ({"minibatches": 33}, "config.minibatches=33"),
-        ({"reward__process": "min"}, "config.reward.model is empty"),
+        ({"reward__model": ""}, "config.reward.model is empty"),
     ],
 )
-def test_mistakes(folder, tmp_path, fields, message):
+def test_mistakes(bandit, tmp_path, fields, message):
     with pytest.raises(UserError, match=message):
-        ppo.run(config_of(folder, **fields), tmp_path)
+        ppo.run(config_of(bandit, **fields), tmp_path)
