@@ -54,16 +54,16 @@ def tokenizer(tmp_path_factory):
 
 
 def draw_params(kind, config):
-    """Random weights of a usual size, norms of 1."""
+    """Random weights, norms of 1. Standard deviations: 0.02 everywhere with tied embeddings, as transformers draws them (the
+    embedding of a tied model must be small); else what keeps the size of activations."""
     rng = np.random.default_rng(1)
 
     def weight(path, param):
         name, shape = path[-1].key, param.shape
         if name not in PRODUCTS:
             return param.replace(np.full(shape, float("norm" in name), np.float32))
-        inputs = stacked_input_axes(name, param)
-        fan_in = 1 if name == "embedding" and not config.tie_embeddings else np.prod([shape[axis] for axis in inputs])
-        return param.replace(rng.normal(0, fan_in**-0.5, shape).astype(np.float32))
+        fan_in = 1 if name == "embedding" else np.prod([shape[axis] for axis in stacked_input_axes(name, param)])
+        return param.replace(rng.normal(0, 0.02 if config.tie_embeddings else fan_in**-0.5, shape).astype(np.float32))
 
     shapes = store.abstract(kind, config)[1]
     return jax.tree_util.tree_map_with_path(weight, shapes, is_leaf=lambda leaf: isinstance(leaf, nnx.Param))
@@ -89,18 +89,15 @@ def test_rounding_by_hand():
     assert q.dtype == jnp.int8 and scale.dtype == jnp.float32
 
 
-# A tied head's small embedding leaves the residual stream to the layers, whose errors add up.
-@pytest.mark.parametrize(
-    ("name", "dtype", "bound"), [("policy", "float32", 0.02), ("policy", "bfloat16", 0.02), ("tied", "float32", 0.03)]
-)
-def test_logits_are_within_two_percent_on_one_device_and_on_eight(folders, name, dtype, bound):
+@pytest.mark.parametrize(("name", "dtype"), [("policy", "float32"), ("policy", "bfloat16"), ("tied", "float32")])
+def test_logits_are_within_two_percent_on_one_device_and_on_eight(folders, name, dtype):
     graph, _, params = store.load(folders[name], one_device(), "policy")
     exact = logits_of(graph, params, prompt())
     loading = {"quantize": "int8", "dtype": dtype, "param_dtype": dtype}
     graph, _, params = store.load(folders[name], one_device(), "policy", **loading)
     found = logits_of(graph, params, prompt())
     print(name, dtype, "relative error", error(found, exact))
-    assert 1e-3 < error(found, exact) < bound
+    assert 1e-3 < error(found, exact) < 0.02
     if dtype == "bfloat16":
         return
     mesh = make_mesh((2, 2, 2))
@@ -145,7 +142,7 @@ def test_a_reward_model_with_int8_weights(folders):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The quickstart's model with two layers after some steps on the built-in curriculum, and questions of it."""
+    """The quickstart's model with two layers and tied embeddings after some steps on the built-in curriculum; questions of it."""
     from e2h_jax.algorithms import sft
 
     folder, template = tmp_path_factory.mktemp("trained"), get_template("e2h")
@@ -159,7 +156,7 @@ def trained(tmp_path_factory):
     config.optimizer.update(learning_rate=4e-3, b2=0.95)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sft, "make_mesh", lambda shape: one_device())
-        patch.setitem(PRESETS, "micro", PRESETS["micro"] | {"layers": 2, "unroll": 1})
+        patch.setitem(PRESETS, "micro", PRESETS["micro"] | {"layers": 2, "unroll": 1, "tie_embeddings": True})
         summary = sft.run(config, folder)
     assert summary["loss"] < 1.0  # it has learnt something
     return folder / "model", [template.format_prompt(p["question"]) for p in problems(0, "test", 1, 40)]
