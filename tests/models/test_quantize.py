@@ -54,8 +54,8 @@ def tokenizer(tmp_path_factory):
 
 
 def draw_params(kind, config):
-    """Random weights, norms of 1. Standard deviations: 0.02 everywhere with tied embeddings, as transformers draws them (the
-    embedding of a tied model must be small); else what keeps the size of activations."""
+    """Random weights, norms of 1. With tied embeddings, which have to be small, all have the standard deviation 0.02, as
+    transformers draws them; else that which keeps the size of activations. Why it matters to int8: docs/memory.md."""
     rng = np.random.default_rng(1)
 
     def weight(path, param):
@@ -142,7 +142,7 @@ def test_a_reward_model_with_int8_weights(folders):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The quickstart's model with two layers and tied embeddings after some steps on the built-in curriculum; questions of it."""
+    """The quickstart's model, with two layers and tied embeddings, after some steps on its curriculum; and questions of it."""
     from e2h_jax.algorithms import sft
 
     folder, template = tmp_path_factory.mktemp("trained"), get_template("e2h")
