@@ -2,8 +2,8 @@
 
     e2h <stage> --config=configs/….py [--config.field=value …] --workdir=DIR
 
-Exit codes: 0 finished · 2 the user's mistake, told in one sentence · 130 Ctrl-C and 143 SIGTERM, resumable by the same
-command · 1 our bug, with its traceback.
+Exit codes: 0 finished · 2 the user's mistake, told in one sentence · 130 Ctrl-C, 143 SIGTERM and 141 nobody reads what is
+printed any more (`| head`), resumable by the same command · 1 our bug, with its traceback.
 
 Nothing here imports JAX, so that help and refusals come at once.
 """
@@ -12,6 +12,7 @@ import ast
 import importlib.util
 import os
 import re
+import select
 import signal
 import sys
 import textwrap
@@ -43,7 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     _quiet_libraries()
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        return _run(parse(sys.argv[1:] if argv is None else argv))
+        code = _run(parse(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()  # so that a closed pipe is met here
+        return code
+    except BrokenPipeError:  # of the output, or of a worker process: that would be a bug
+        if not (closed := _closed_outputs()):
+            raise
+        for output in closed:  # what is still buffered would be written, and complained about, as the interpreter ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+        return 141
     except UserError as error:
         print("e2h: " + " ".join(str(error).splitlines()), file=sys.stderr)
         return 2
@@ -60,6 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _terminate(signal_number: int, frame: Any) -> None:
     # Unwinds the stage like Ctrl-C does; a stage that has to save first puts its own handler here while it runs.
     raise SystemExit(143)
+
+
+def _closed_outputs() -> list[int]:
+    """Of stdout and stderr, those that are pipes without a reader."""
+    outputs = select.poll()
+    for output in (1, 2):
+        outputs.register(output, 0)
+    return [output for output, events in outputs.poll(0) if events & (select.POLLERR | select.POLLHUP)]
 
 
 def _interrupted(code: int) -> int:

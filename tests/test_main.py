@@ -142,3 +142,25 @@ def test_the_installed_command_is_quick_and_loads_no_jax():
     refused = subprocess.run([program, "smaple", "--workdir=out"], capture_output=True, text=True)
     assert refused.returncode == 2 and refused.stdout == "" and 'did you mean "sample"?' in refused.stderr
     assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_that_nobody_reads_ends_the_command_quietly(unbuffered, both):
+    """As `e2h sft --help | head -0` and `e2h sft --help 2>&1 | head -0`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "e2h_jax.main", "sft", "--help"]
+    env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, stdout=writer, stderr=writer if both else subprocess.PIPE, env=env)
+    os.close(writer)
+    assert done.returncode == 141 and not done.stderr
+
+
+def test_a_broken_pipe_to_a_worker_is_our_bug(e2h, monkeypatch):
+    def run(command):
+        raise BrokenPipeError("a worker")
+
+    monkeypatch.setattr(command, "_run", run)
+    with pytest.raises(BrokenPipeError, match="a worker"):
+        e2h("toy", "--workdir=out")

@@ -9,7 +9,7 @@ import gzip
 import json
 import math
 import zlib
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -17,7 +17,7 @@ from typing import Any, Literal, TypedDict
 from e2h_jax.data.arrayrecord import find_dataset, read_split, splits_of
 from e2h_jax.errors import UserError, nearest
 
-UNAVAILABLE = "unavailable"  # stands for the answer of a problem that reinforcement learning may not see
+UNAVAILABLE = "unavailable"  # stands for the answer of a problem that reinforcement learning may not see; see `has_answer`
 
 Kind = Literal["problem", "sample", "scored", "labelled"]
 
@@ -255,6 +255,11 @@ def check_record(record: dict, kind: Kind, where: str) -> dict:
 def check_records(records: Iterable[dict], kind: Kind, origin: str) -> list[dict]:
     """Checks records made in memory, as by a converter; errors name `origin` and the record's number from 1."""
     return [check_record(record, kind, f"{origin}, record {n}") for n, record in enumerate(records, start=1)]
+
+
+def has_answer(problem: Mapping[str, Any]) -> bool:
+    """Whether a problem has an answer to grade against: it is not null, blank, or hidden ("unavailable", in any letters)."""
+    return (problem["answer"] or "").strip().lower() not in ("", UNAVAILABLE)
 
 
 def select_levels(problems: list[dict], levels: tuple[int, ...]) -> list[dict]:

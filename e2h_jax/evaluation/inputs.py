@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from e2h_jax.data.records import read_many, read_records
+from e2h_jax.data.records import has_answer, read_many, read_records
 from e2h_jax.errors import UserError, nearest
 from e2h_jax.grading import extract_answer, grade, group_answers
 
@@ -41,7 +41,7 @@ def read_problems(path: str) -> list[dict]:
     problems = read_many(path, "problem")
     if not problems:
         raise UserError(f"{path}: no problem in it; give the file of the problems that were sampled.")
-    unknown = [problem["id"] for problem in problems if not (problem["answer"] or "").strip()]
+    unknown = [problem["id"] for problem in problems if not has_answer(problem)]
     if unknown:
         count = f"{len(unknown)} of {len(problems)} problems have"
         raise UserError(f'{path}: {count} no answer to grade against (first: "{unknown[0]}"); leave them out.')

@@ -6,8 +6,8 @@ What a row sees lies in pieces, and nothing is ever moved between them or joined
 
   prefix   the prompts, once for all rows that sample them. A group has two places, so that rows may begin the next prompt while
            others still finish the one before. A place is a list of chunks [P, K, c, h] of doubling size.
-  suffix   what the rows have generated, by age (the place of a token in its solution): chunks [P, K, N, c, h] of doubling size,
-           of which only as many exist, and are read, as the oldest row needs.
+  suffix   what the rows have generated, by age (the place of a token in its solution): chunks [P, K, N, c, h], some of one size
+           and then of doubling size, of which only as many exist, and are read, as the oldest row needs.
   recent   the last few tokens [P, K, N, c, h], until they are copied to the suffix. All rows write the same column of it, so
            that the write is one slice, in place.
 
@@ -32,11 +32,11 @@ class LayerCache(NamedTuple):
     recent: KeyValues
 
 
-def chunk_sizes(first: int, length: int) -> list[int]:
-    """Sizes of the chunks that hold `length` columns: first, first, 2 first, 4 first, ... (each doubles what there is)."""
+def chunk_sizes(first: int, length: int, equal: int = 2) -> list[int]:
+    """Sizes of the chunks that hold `length` columns: `equal` of the first size, then each doubles what there is."""
     sizes = [first]
     while sum(sizes) < length:
-        sizes.append(sum(sizes))
+        sizes.append(first if len(sizes) < equal else sum(sizes))
     return sizes
 
 
@@ -128,6 +128,12 @@ def settle(suffix: Sequence[KeyValues], recent: KeyValues, age_PxN: jax.Array) -
 
 def _einsum(formula: str, x: jax.Array, y: jax.Array) -> jax.Array:
     """einsum with a float32 result. XLA's CPU backend has no such product of bfloat16 operands: they are widened there."""
-    if jax.default_backend() == "cpu":
-        x, y = x.astype(jnp.float32), y.astype(jnp.float32)
-    return jnp.einsum(formula, x, y, preferred_element_type=jnp.float32)
+
+    def product(x, y):
+        return jnp.einsum(formula, x, y, preferred_element_type=jnp.float32)
+
+    def widened(x, y):
+        return product(x.astype(jnp.float32), y.astype(jnp.float32))
+
+    # By the platform that is compiled for, which need not be the one that compiles.
+    return jax.lax.platform_dependent(x, y, cpu=widened, default=product)

@@ -1,4 +1,4 @@
-"""What a chip can do at best: published peaks of accelerators, measured ones of CPUs."""
+"""What a chip can do at best: published peaks of accelerators, measured bandwidth of CPUs."""
 
 import time
 from typing import NamedTuple
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 class Peaks(NamedTuple):
     """Limits of one device."""
 
-    flops: float  # matrix products, operations per second: bfloat16 where published, float32 where measured
+    flops: float  # matrix products, operations per second; published ones are bfloat16's
     bandwidth: float  # main memory, bytes per second
 
 
@@ -28,18 +28,14 @@ PUBLISHED = {
 }
 
 
-def peaks(device: jax.Device) -> Peaks | None:
-    """Published peaks of an accelerator, measured ones of a CPU (half a second); None for a chip that is not in the table."""
-    if device.platform != "cpu":
-        return PUBLISHED.get(device.device_kind)
+def measured_bandwidth(device: jax.Device) -> float:
+    """Bytes per second at which a CPU's cores together read a matrix of 256 MB, beyond every cache, for one product."""
     with jax.default_device(device):
-        x, w = jnp.ones((256, 2048)), jnp.ones((2048, 2048))
-        flops = 2 * x.shape[0] * w.size / _fastest(jax.jit(jnp.matmul), x, w)
-        large = jnp.ones(2**26)  # 256 MB, beyond every cache
-        return Peaks(flops, large.nbytes / _fastest(jax.jit(jnp.sum), large))
+        matrix, vector = jnp.ones((4096, 2**14)), jnp.ones(2**14)
+        return matrix.nbytes / fastest(jax.jit(jnp.matmul), matrix, vector)
 
 
-def _fastest(f, *arguments) -> float:
+def fastest(f, *arguments) -> float:
     """Seconds of the fastest of five calls after one to warm up."""
     seconds = []
     for _ in range(6):

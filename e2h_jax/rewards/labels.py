@@ -23,7 +23,7 @@ from e2h_jax.data.cards import Card
 from e2h_jax.data.dataset import show as show_dataset
 from e2h_jax.data.dataset import write_dataset
 from e2h_jax.data.prefixes import prefix_id
-from e2h_jax.data.records import UNAVAILABLE, read_many, read_records
+from e2h_jax.data.records import has_answer, read_many, read_records
 from e2h_jax.data.steps import split_steps
 from e2h_jax.data.storage import as_json
 from e2h_jax.data.templates import Template, get_template
@@ -89,7 +89,7 @@ class _Grader:
             raise UserError(f'{path}: problem_id "{sample["problem_id"]}" is not in {self._path}; give its problems.')
         if self.levels and problem["level"] not in self.levels:
             return None
-        if (problem["answer"] or "").strip() in ("", UNAVAILABLE):
+        if not has_answer(problem):
             remedy = "leave it out, by config.levels perhaps"
             raise UserError(f'{self._path}: problem "{problem["id"]}" has no answer to grade against; {remedy}.')
         return problem

@@ -26,7 +26,8 @@ from e2h_jax.sampling.choose import Settings, choose, row_keys, row_uniforms
 _unstack = jax.jit(unstack, static_argnums=1)
 BLOCK = 8  # steps between two moments at which ended rows are given their next sample
 BLOCKS = 4  # blocks of a dispatch, at most
-SUFFIX_CHUNK = 64  # columns of the first suffix chunk
+SUFFIX_CHUNK = 64  # columns of the first suffix chunks
+SUFFIX_CHUNKS = 4  # of this size, before they double. More: fewer columns read in vain, and more programs to compile
 
 
 class Rows(NamedTuple):
@@ -96,7 +97,7 @@ class Kernel:
         if groups % self.shards:
             raise ValueError(f"{groups} groups of rows do not divide over {self.shards} batch shards")
         first = min(SUFFIX_CHUNK, -(-settings.max_new_tokens // BLOCK) * BLOCK)
-        self._suffix_sizes = chunk_sizes(first, settings.max_new_tokens - 1)
+        self._suffix_sizes = chunk_sizes(first, settings.max_new_tokens - 1, SUFFIX_CHUNKS)
         self._prefix: tuple[list, list] = ([], [])  # by place: chunks, each [P, K, c, h] of every layer
         self._suffix: list = []  # chunks, each [P, K, N, c, h] of every layer
         self.programs: dict[tuple, jax.stages.Compiled] = {}  # ("prefill", S), ("decode", prompt chunks, suffix chunks), …
@@ -118,11 +119,11 @@ class Kernel:
                 self._params = None  # the old ones make room
                 self._params = _unstack(params, self.config.dtype)
 
-    def weights(self) -> list[jax.Array]:
-        """The matrices that every step multiplies with: all but the embedding (unless it is the output matrix, too)."""
+    def weights(self) -> list[dict[str, jax.Array]]:
+        """The parameters that every step reads whole: all but the embedding (unless it is the output matrix, too), by layer."""
         rest, layers = self._params
         heads = {name: value for name, value in rest.items() if name != "embedding" or "lm_head" not in rest}
-        return jax.tree.leaves((heads, layers))
+        return [{name: param[...] for name, param in part.items()} for part in (heads, *layers)]
 
     def compile(self, lengths: Iterable[int]) -> None:
         """Compiles all programs for prompts of these lengths and makes their caches. Called again, it adds what is new."""

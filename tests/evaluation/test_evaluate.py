@@ -198,6 +198,10 @@ def broken(pool, tmp_path, case):
         case "no answer":
             write_records(tmp_path / "p.jsonl", [PROBLEMS[0] | {"answer": None}])
             config.problems = str(tmp_path / "p.jsonl")
+        case "hidden answers":
+            hidden = [{"id": f"h/{n}", "answer": answer} for n, answer in enumerate(("unavailable", " Unavailable"))]
+            write_records(tmp_path / "p.jsonl", [PROBLEMS[0], *(PROBLEMS[1] | fields for fields in hidden)])
+            config.problems = str(tmp_path / "p.jsonl")
         case "no generator":
             config.generators = ConfigDict()
         case "nothing given":
@@ -252,6 +256,7 @@ def broken(pool, tmp_path, case):
     [
         ("no problems", '"config.problems" is empty'),
         ("no answer", 'p.jsonl: 1 of 1 problems have no answer to grade against (first: "p/0")'),
+        ("hidden answers", 'p.jsonl: 2 of 3 problems have no answer to grade against (first: "h/0")'),
         ("no generator", "config.generators is empty"),
         ("nothing given", "config.generators.sft: neither samples nor greedy is given"),
         ("misspelt", 'config.generators.sft.sample: no such field (did you mean "samples"?)'),

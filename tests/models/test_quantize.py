@@ -53,8 +53,8 @@ def tokenizer(tmp_path_factory):
     return build_tokenizer(PIECES, tmp_path_factory.mktemp("tokenizer"))
 
 
-def draw_params(kind, config):
-    """Random weights of a usual size, norms of 1."""
+def draw_params(kind, config, deviation=None):
+    """Random weights, norms of 1; their standard deviation, unless it is given, is that which keeps the size of activations."""
     rng = np.random.default_rng(1)
 
     def weight(path, param):
@@ -63,7 +63,7 @@ def draw_params(kind, config):
             return param.replace(np.full(shape, float("norm" in name), np.float32))
         inputs = stacked_input_axes(name, param)
         fan_in = 1 if name == "embedding" and not config.tie_embeddings else np.prod([shape[axis] for axis in inputs])
-        return param.replace(rng.normal(0, fan_in**-0.5, shape).astype(np.float32))
+        return param.replace(rng.normal(0, deviation or fan_in**-0.5, shape).astype(np.float32))
 
     shapes = store.abstract(kind, config)[1]
     return jax.tree_util.tree_map_with_path(weight, shapes, is_leaf=lambda leaf: isinstance(leaf, nnx.Param))
@@ -74,10 +74,12 @@ def folders(tmp_path_factory, tokenizer):
     """A policy with an own head, one whose head is the embedding, a wide one, and a reward model; with random weights."""
     made = {}
     wide = {"width": 256, "layers": 2, "head_dim": 64, "mlp_width": 704}
-    for name, changes in (("policy", {}), ("tied", {"tie_embeddings": True}), ("wide", wide), ("reward", {})):
+    tied = {"tie_embeddings": True}
+    for name, changes in (("policy", {}), ("tied", tied), ("amplifying", tied), ("wide", wide), ("reward", {})):
         made[name], kind = tmp_path_factory.mktemp(name), "reward" if name == "reward" else "policy"
         config = dataclasses.replace(SHAPE, **changes)
-        store.save(made[name], kind, config, jax.device_put(draw_params(kind, config)), tokenizer)
+        params = draw_params(kind, config, 0.02 if name == "tied" else None)  # as transformers draws them
+        store.save(made[name], kind, config, jax.device_put(params), tokenizer)
     return made
 
 
@@ -89,18 +91,15 @@ def test_rounding_by_hand():
     assert q.dtype == jnp.int8 and scale.dtype == jnp.float32
 
 
-# A tied head's small embedding leaves the residual stream to the layers, whose errors add up.
-@pytest.mark.parametrize(
-    ("name", "dtype", "bound"), [("policy", "float32", 0.02), ("policy", "bfloat16", 0.02), ("tied", "float32", 0.03)]
-)
-def test_logits_are_within_two_percent_on_one_device_and_on_eight(folders, name, dtype, bound):
+@pytest.mark.parametrize(("name", "dtype"), [("policy", "float32"), ("policy", "bfloat16"), ("tied", "float32")])
+def test_logits_are_within_two_percent_on_one_device_and_on_eight(folders, name, dtype):
     graph, _, params = store.load(folders[name], one_device(), "policy")
     exact = logits_of(graph, params, prompt())
     loading = {"quantize": "int8", "dtype": dtype, "param_dtype": dtype}
     graph, _, params = store.load(folders[name], one_device(), "policy", **loading)
     found = logits_of(graph, params, prompt())
     print(name, dtype, "relative error", error(found, exact))
-    assert 1e-3 < error(found, exact) < bound
+    assert 1e-3 < error(found, exact) < 0.02
     if dtype == "bfloat16":
         return
     mesh = make_mesh((2, 2, 2))
@@ -110,6 +109,16 @@ def test_logits_are_within_two_percent_on_one_device_and_on_eight(folders, name,
     q, scale = params["blocks"]["q"][...], params["blocks"]["q_scale"][...]
     assert q.dtype == jnp.int8 and q.sharding.spec == jax.P(None, "fsdp", "tensor", None)
     assert scale.dtype == jnp.float32 and scale.sharding.spec == jax.P(None, "tensor", None)
+
+
+def test_layers_that_add_their_errors_up(folders):
+    """Not within 2 %: a small embedding leaves the residual stream to random layers of full size (docs/memory.md)."""
+    exact, found = (
+        logits_of(*store.load(folders["amplifying"], one_device(), "policy", quantize=scheme)[::2], prompt())
+        for scheme in ("", "int8")
+    )
+    print("amplifying relative error", error(found, exact))
+    assert error(found, exact) < 0.03
 
 
 def nbytes(params):
@@ -145,7 +154,7 @@ def test_a_reward_model_with_int8_weights(folders):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The quickstart's model with two layers after some steps on the built-in curriculum, and questions of it."""
+    """The quickstart's model, with two layers and tied embeddings, after some steps on its curriculum; and questions of it."""
     from e2h_jax.algorithms import sft
 
     folder, template = tmp_path_factory.mktemp("trained"), get_template("e2h")
@@ -159,7 +168,7 @@ def trained(tmp_path_factory):
     config.optimizer.update(learning_rate=4e-3, b2=0.95)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sft, "make_mesh", lambda shape: one_device())
-        patch.setitem(PRESETS, "micro", PRESETS["micro"] | {"layers": 2, "unroll": 1})
+        patch.setitem(PRESETS, "micro", PRESETS["micro"] | {"layers": 2, "unroll": 1, "tie_embeddings": True})
         summary = sft.run(config, folder)
     assert summary["loss"] < 1.0  # it has learnt something
     return folder / "model", [template.format_prompt(p["question"]) for p in problems(0, "test", 1, 40)]

@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from e2h_jax.config import override
 from e2h_jax.data.records import read_many
 from e2h_jax.data.rewrite import rewrite
 from e2h_jax.data.storage import write_records
 from e2h_jax.data.templates import get_template
 from e2h_jax.data.tokenizer import build_tokenizer
 from e2h_jax.errors import UserError
-from e2h_jax.models import convert, store
+from e2h_jax.main import parse
+from e2h_jax.models import convert, evaluators, store
 from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.rewards import score
 
@@ -242,6 +244,24 @@ def test_torch_computes_the_same_reference(kind, tokenizer, tmp_path):
     both = (expected(kind, tmp_path / "hub", tokenizer[1], logits) for logits in (numpy_logits, torch_logits))
     for mine, other in zip(*both, strict=True):
         np.testing.assert_allclose(mine, other, atol=1e-5)
+
+
+def test_the_documented_commands_are_those():
+    """docs/models.md: a convert and a score line for each kind, with the fields that the tests of this file use."""
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    blocks = re.findall(r"^# .*: (\w+)\ne2h convert (.+)\ne2h score (.+)$", text, re.MULTILINE)
+    assert [kind for kind, *_ in blocks] == [
+        "mean_logits", "step_tag", "token_classification", "token_classification", "sequence_classification", "separator_head",
+    ]  # fmt: skip
+    for kind, *lines in blocks:
+        given = []
+        for line, module in zip(lines, (convert, score), strict=True):
+            config = module.defaults()
+            override(config, parse([kind, *line.replace("$SAMPLES", "").split()]).overrides)  # refuses a misspelt field
+            given.append(config)
+        assert given[0].reward == reward_field(kind).get("reward", "")
+        foreign = evaluators.EVALUATORS[kind].template != "e2h"
+        assert given[1].written_in == ("e2h" if foreign else "") and given[1].model.endswith("/model")
 
 
 def test_samples_in_the_models_own_format(tokenizer, tmp_path):

@@ -98,7 +98,7 @@ def test_steps_by_their_completions(files):
 
 def test_hidden_answers_are_not_taken_for_answers(files):
     problems = read_many(files / "problems.jsonl", "problem")
-    write_records(files / "problems.jsonl", [*problems[:3], problems[3] | {"answer": "unavailable"}])
+    write_records(files / "problems.jsonl", [*problems[:3], problems[3] | {"answer": "Unavailable"}])
     write_records(files / "samples.jsonl", [sample(f"p/{n}", i, solution(n if i else 9)) for n in (2, 3) for i in range(2)])
     with pytest.raises(UserError, match='problem "p/3" has no answer to grade against; leave it out, by config.levels'):
         run(files)

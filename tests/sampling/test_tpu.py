@@ -1,0 +1,65 @@
+"""The sampler's programs, compiled for a TPU v5e:2x2 that is not there, and examined. launch/test.sh installs the compiler."""
+
+import importlib.util
+
+import jax
+import pytest
+from flax import nnx
+from jax.experimental import topologies
+
+from e2h_jax.models.llama import Llama, LlamaConfig
+from e2h_jax.parallel.mesh import make_mesh
+from e2h_jax.parallel.rules import state_shardings
+from e2h_jax.sampling.choose import Settings
+from e2h_jax.sampling.kernel import Kernel
+
+GROUPS, ROWS, VOCABULARY = 4, 16, 512
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu, TPU's compiler, is not installed")
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Kernel:
+    with pytest.MonkeyPatch.context() as patch:
+        # There is no TPU to ask; and to the environment libtpu would write guesses that `start_multi_host` reads.
+        for name, value in ("SKIP_MDS_QUERY", "1"), ("WORKER_HOSTNAMES", "localhost"), ("ACCELERATOR_TYPE", "v5litepod-4"):
+            patch.setenv(f"TPU_{name}", value)
+        topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
+        mesh = make_mesh((1, 2, 2), topology.devices)
+        shape = dict(width=256, layers=2, heads=4, kv_heads=2, head_dim=128, mlp_width=512, dtype="bfloat16")
+        config = LlamaConfig(VOCABULARY, **shape)
+        graph, abstract = nnx.split(nnx.eval_shape(lambda: Llama(config, nnx.Rngs(0))))
+        params = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            abstract, state_shardings(mesh, abstract),
+        )  # fmt: skip
+        settings = Settings(128, (2,), top_p=0.9)
+        rows = {"groups": GROUPS, "rows": ROWS, "prompt_bucket": 128}
+        kernel = Kernel(graph, config, params, mesh, **rows, seed=0, settings=settings)
+        kernel.compile([128])
+    return kernel
+
+
+def bytes_of(columns: int, rows: int = 1) -> int:
+    """Of that many columns of the cache on one of the four devices: layers, keys and values, heads, head size, bfloat16."""
+    return GROUPS * rows * columns * 2 * 2 * 2 * 128 * 2 // 4
+
+
+def test_decoding_updates_the_suffix_in_place_and_copies_none_of_it(kernel):
+    less, more = (kernel.programs["decode", 1, pieces].memory_analysis() for pieces in (1, 2))
+    added = bytes_of(64, ROWS)
+    assert less.alias_size_in_bytes >= added
+    assert more.alias_size_in_bytes - less.alias_size_in_bytes == added
+    assert more.temp_size_in_bytes - less.temp_size_in_bytes < added / 4  # which would be one layer's keys
+
+
+def test_prefill_writes_the_prompts_in_place(kernel):
+    memory = kernel.programs["prefill", 128].memory_analysis()
+    assert memory.alias_size_in_bytes >= bytes_of(128)
+    assert memory.output_size_in_bytes - memory.alias_size_in_bytes < bytes_of(128) / 8
+
+
+def test_products_of_cached_keys_are_bfloat16s_there(kernel):
+    """Widened to float32, as they must be on a CPU, the cache would be read twice as wide."""
+    text = kernel.programs["decode", 1, 2].as_text()
+    chunk = f"[{GROUPS // 2},1,{ROWS},64,128]"
+    assert f"bf16{chunk}" in text and f"f32{chunk}" not in text
