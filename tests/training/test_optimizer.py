@@ -33,6 +33,25 @@ def test_the_schedule_by_hand():
     assert float(rate(1000)) == pytest.approx(0.2)
 
 
+def test_the_schedule_of_the_original():
+    """original-system.md, appendix A.7: factors of the steps 0 … 20 with 5 of 20 for warming up."""
+    factors = "0 .2 .4 .6 .8 1 .98918 .95721 .90546 .83622 .7525 .65796 .55674 .45326 .35204 .2575 .17378 .10454 .05279 "
+    factors += ".02082 .01"
+    fields = {"learning_rate": 1.0, "warmup_fraction": 0.25, "final_fraction": 0.01, "first_rate_zero": True}
+    rate = optimizers.schedule(config(**fields), 20)
+    np.testing.assert_allclose([float(rate(step)) for step in range(21)], [float(f) for f in factors.split()], atol=5e-6)
+
+
+def test_a_step_of_several_updates_has_one_rate():
+    optimizer = optimizers.make_optimizer(config(learning_rate=1.0, warmup_fraction=0.5, clip_norm=0.0), 4, {}, 3)
+    params, grads = {"w": jnp.zeros(())}, {"w": jnp.ones(())}
+    state, moved = optimizer.init(params), []
+    for _ in range(6):  # with an even gradient, Adam moves by the rate
+        updates, state = optimizer.update(grads, state, params)
+        moved.append(-float(updates["w"]))
+    np.testing.assert_allclose(moved, [0.5] * 3 + [1.0] * 3, rtol=1e-4)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3])
 @pytest.mark.parametrize("warmup_fraction", [0.0, 0.05, 1.0])
 def test_short_runs_have_a_positive_finite_rate_that_never_exceeds_the_peak(steps, warmup_fraction):
