@@ -1,6 +1,6 @@
 """Our GAE and DPO loss beside tunix's, on the same random numbers.
 
-    python benchmarks/rl_parity.py --tunix=/path/to/venv/bin/python     (pip install google-tunix==0.1.7 jax==0.10.2 flax==0.12.8)
+    python benchmarks/rl_parity.py --tunix=/path/to/venv/bin/python    (google-tunix==0.1.7 jax==0.10.2 flax==0.12.8)
 
 tunix returns advantages whitened over the batch with the sample's standard deviation; ours are whitened the same way here.
 """

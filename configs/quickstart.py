@@ -122,22 +122,21 @@ def get_config() -> ConfigDict:
     }
     drawing = {"max_new_tokens": 56, "top_k": 0, "rows": 80}
     ppo = learning | {
-        "steps": 12,
+        "steps": 10,
         "questions_per_step": 160,
         "minibatches": 4,
-        "lam": 0.95,
         "length": 128,
         "forward_rows": 16,
         "update_rows": 8,
         "sample": drawing | {"temperature": 1.0},
-        "optimizer": {"learning_rate": 3e-4},
+        "optimizer": {"learning_rate": 6e-4},
         "value_optimizer": {"learning_rate": 1e-3},
-        "checkpoint_every": 4,
+        "checkpoint_every": 5,
     }
-    ppo["validation"] = learning["validation"] | {"every": 4}
+    ppo["validation"] = learning["validation"] | {"every": 5}
     # Process rewards of the PRM on all questions; and, to compare, final answers alone on those whose answers are known.
     prm_reward = {"model": "{run}/prm/model", "upper_bound": 1.0, "scale": 2.0, "row_length": 128, "tokens_per_batch": 2048}
-    config.ppo = configure("ppo", ppo | {"reward": prm_reward})
+    config.ppo = configure("ppo", ppo | {"reward": prm_reward, "lam": 0.95})
     config.ppo_outcome = configure("ppo", ppo | {"levels": (1, 2, 3), "reward": {"process": "none"}})
     for name in ("full_sft", *LEARNERS):
         config[f"greedy_{name}"] = configure(

@@ -85,7 +85,8 @@ def whole(bandit, tmp_path_factory):
 def test_the_bandit_is_solved(whole, bandit, chances):
     workdir, summary, *_ = whole
     assert all(0.05 < chance < 0.3 for chance in chances(bandit.policy).values())
-    assert all(chance > 0.9 for chance in chances(workdir / "model").values())
+    assert all(chance > 0.5 for chance in chances(workdir / "model").values())  # the first step that solved all greedily
+    assert metrics(workdir)[-1]["reward/accuracy"] > 0.9 and metrics(workdir)[-1]["reward/process"] > -0.15
     assert summary["start/all"] < 1 and summary["best/all"] == 1.0
     assert not (workdir / "best").exists()
     assert [json.loads(line)["step"] for line in open(workdir / "validation.jsonl")] == [0, 5, 10, 15, 16]
