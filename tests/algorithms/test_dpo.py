@@ -1,6 +1,5 @@
 """DPO: losses by hand and in NumPy, packing, the reference, pairs by hand, the bandit solved, a killed run, eight devices."""
 
-import json
 import math
 
 import jax
@@ -17,7 +16,9 @@ from e2h_jax.data.records import json_lines
 from e2h_jax.errors import UserError
 from e2h_jax.models import store
 from e2h_jax.models.attention import packed_causal
+from e2h_jax.models.llama import LlamaConfig
 from e2h_jax.parallel.mesh import make_mesh
+from e2h_jax.parallel.rules import state_shardings
 from e2h_jax.training import loop
 
 
@@ -117,8 +118,6 @@ def test_the_loss_of_packed_pairs_is_that_of_numpy(fields, average):
 @pytest.fixture(scope="module")
 def tiny():
     """(graph, params on one device) of a small random policy."""
-    from e2h_jax.models.llama import LlamaConfig
-
     mesh = make_mesh((1, 1, 1), jax.devices()[:1])
     config = LlamaConfig(vocab_size=16, width=32, layers=2, heads=4, kv_heads=4, head_dim=8, mlp_width=64)
     return *store.create("policy", config, mesh, seed=3), mesh
@@ -161,7 +160,7 @@ def test_the_halves_of_a_pair_do_not_see_each_other_and_the_reference_is_each_so
     np.testing.assert_allclose(found, np.concatenate(direct), atol=1e-5)
 
 
-def test_eight_devices_equal_one(tiny):
+def test_eight_devices_equal_one(tiny, tmp_path):
     graph, values, _ = tiny
     examples, found = pairs_of(np.random.default_rng(4), 24), []
     config = settings(beta=0.5)
@@ -169,8 +168,6 @@ def test_eight_devices_equal_one(tiny):
     config.train.optimizer.learning_rate = 1e-2
     for shape, devices in (((1, 1, 1), 1), ((2, 2, 2), 8)):
         mesh = make_mesh(shape, jax.devices()[:devices])
-        from e2h_jax.parallel.rules import state_shardings
-
         params = jax.tree.map(jnp.copy, jax.device_put(jax.tree.map(np.asarray, values), state_shardings(mesh, values)))
         logprobs = reference_logprobs(graph, params, mesh, examples, 40, 8)
         with_reference = [{**e, "reference": part} for e, part in zip(examples, logprobs, strict=True)]
@@ -179,19 +176,12 @@ def test_eight_devices_equal_one(tiny):
             return pair_loss(config, dpo.token_logprobs(nnx.merge(graph, params), batch), batch, 5)
 
         train_config = rounds.complete(config.train, seed=0, mesh=shape, init="")
-        trained, summary = loop.fit(_workdir(shape), train_config, mesh, params, loss_fn, with_reference)
+        trained, summary = loop.fit(tmp_path / str(devices), train_config, mesh, params, loss_fn, with_reference)
         found.append((np.concatenate(logprobs), jax.tree.map(np.asarray, trained), summary))
     np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), found[0][1], found[1][1])
     for name in ("loss", "margin", "chosen_reward"):
         np.testing.assert_allclose(found[0][2][name], found[1][2][name], atol=1e-4)
-
-
-def _workdir(shape, made={}):  # noqa: B006
-    import tempfile
-    from pathlib import Path
-
-    return made.setdefault(shape, Path(tempfile.mkdtemp()))
 
 
 def solution(problem, sample, text, right, score, stopped=True):
@@ -217,14 +207,15 @@ def test_pairs_by_hand():
     assert paired(known, margin=0.8, per_problem=1) == [("p", 0, 1)]
     assert paired(known, margin=0.0, per_problem=0) == [("p", 0, 1), ("p", 2, 3)]  # e is left alone
     hidden = [solution("q", 0, "a", None, 0.9), solution("q", 1, "b", None, 0.3), solution("q", 2, "c", None, 0.5)]
-    assert paired(hidden) == [("q", 0, 1)] and paired(hidden, margin_hidden=0.6) == []
+    assert paired(hidden) == [("q", 0, 1)] and paired(hidden, margin_hidden=0.7) == []
     assert paired(hidden, margin_hidden=1.0) == []  # nothing of a hidden answer differs by more
     outcome = [solution("r", 0, "a", True, None), solution("r", 1, "b", False, None), solution("s", 0, "a", None, None)]
     assert paired(outcome, margin=0.5) == [("r", 0, 1)]
 
 
 def test_a_solution_that_did_not_end_is_only_rejected_and_wins_are_shares():
-    solutions = [solution("p", 0, "a", True, 0.8, stopped=False), solution("p", 1, "b", True, 0.6), solution("p", 2, "c", False, 0)]
+    cut_off, right, wrong = ("a", True, 0.8, False), ("b", True, 0.6), ("c", False, 0.0)
+    solutions = [solution("p", sample, *fields) for sample, fields in enumerate((cut_off, right, wrong))]
     (pair,) = select_pairs(solutions, 1.0, 0.5, 3)
     assert pair["chosen"] == {"sample": 1, "text": "b", "stopped": True, "score": 1.6, "win": 0.8}
     assert pair["rejected"]["win"] == 0
@@ -244,7 +235,7 @@ def parameters(folder):
 
 @pytest.mark.usefixtures("on_one_device")
 def test_the_bandit_is_solved_also_where_answers_are_hidden(runs, configured, chances):
-    fields = {"rounds": 2, "train__epochs": 50, "train__batch_size": 4, "train__optimizer__learning_rate": 3e-3}
+    fields = {"train__epochs": 100, "train__batch_size": 2, "train__optimizer__learning_rate": 1e-2}
     summary = dpo.run(configured(dpo, nll=1.0, margin=0.5, **fields), runs / "solved")
     assert all(chance > 0.9 for chance in chances(runs / "solved" / "model").values())
     assert summary["best_all"] == 1.0 and summary["accuracy"] == 1.0
@@ -300,8 +291,6 @@ def test_a_killed_run_ends_in_the_same_bytes_with_lora_and_the_first_policy_as_r
     for folder in ("model", "round-2/train/model"):
         expected, found = parameters(runs / "whole" / folder), parameters(runs / "killed" / folder)
         assert all(np.array_equal(found[name], array) for name, array in expected.items())
-    lines = (runs / "killed" / "round-1" / "train" / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(lines[0])["trained_loss" if False else "loss"] > 0
 
 
 @pytest.mark.parametrize(
