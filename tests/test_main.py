@@ -1,10 +1,12 @@
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from ml_collections import ConfigDict
 
 from e2h_jax import main as command
 from e2h_jax import stage
@@ -127,6 +129,18 @@ def test_every_stage_explains_itself(capsys):
         assert command.main([name, "--help"]) == 0
         out = capsys.readouterr().out
         assert "\nconfig." in out and f"e2h {name} --config=FILE.py" in out
+
+
+@pytest.mark.parametrize("name", ["rest_em", "dpo"])
+def test_help_lists_each_field_of_a_stage_made_of_stages_once(name, capsys):
+    def paths(config, prefix):
+        for field, value in config.items():
+            below = isinstance(value, ConfigDict)
+            yield from paths(value, f"{prefix}.{field}") if below else [f"{prefix}.{field}"]
+
+    command.main([name, "--help"])
+    shown = re.findall(r"^(config\.[\w.]+) = ", capsys.readouterr().out, re.MULTILINE)
+    assert sorted(shown) == sorted(paths(stage.load(name).defaults(), "config"))
 
 
 def test_the_installed_command_is_quick_and_loads_no_jax():

@@ -1,5 +1,6 @@
 """A bandit: four questions of seven possible answers each, and a tiny policy that gives all of them alike."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from e2h_jax.algorithms import reward_model, sft
+from e2h_jax.algorithms import rest_em, reward_model, sft
 from e2h_jax.data.arithmetic import PIECES
 from e2h_jax.data.storage import write_records
 from e2h_jax.data.tokenizer import build_tokenizer
@@ -28,12 +29,25 @@ def patch_meshes(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def on_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def on_one_device(monkeypatch: pytest.MonkeyPatch, compiled_once: None) -> None:
     patch_meshes(monkeypatch)
 
 
 @pytest.fixture(scope="session")
-def bandit(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Programs that several rounds and runs share are compiled once."""
+    fields = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")), "jax_enable_compilation_cache": True}
+    fields |= {"jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persistent_cache_min_entry_size_bytes": -1}
+    before = {name: getattr(jax.config, name) for name in fields}
+    for name, value in fields.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="session")
+def bandit(tmp_path_factory: pytest.TempPathFactory, compiled_once: None) -> SimpleNamespace:
     """Folders `policy` and `reward` (a judge that knows the answers), files `questions` and `validation`.
 
     Questions a=0 … a=3, answers 3 … 6; those of level 4, a=2 and a=3, have hidden answers.
@@ -41,11 +55,7 @@ def bandit(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder: Path = tmp_path_factory.mktemp("bandit")
     tokenizer = build_tokenizer(PIECES, folder / "tokenizer")
     config = LlamaConfig(len(tokenizer), width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=64, max_length=64)
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), store.abstract("policy", config)[1]
-    )
-    store.save(folder / "random", "policy", config, params, tokenizer)
+    store.save(folder / "random", "policy", config, store.create("policy", config, one_device(), seed=0)[1], tokenizer)
     questions = [
         {"id": f"bandit/{a}", "question": f"a={a}", "answer": str(a + 3), "level": 1 if a < 2 else 4} for a in range(4)
     ]
@@ -60,10 +70,10 @@ def bandit(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         for q, text in texts
     ]
     write_records(folder / "labelled.jsonl", labelled)
-    training = {"init": str(folder / "random"), "length": 16, "batch_size": 14, "log_every": 100}
+    training = {"init": str(folder / "random"), "length": 16, "batch_size": 4, "log_every": 100}
     with pytest.MonkeyPatch.context() as patch:
         patch_meshes(patch)
-        for module, data, name, epochs in ((sft, "solved", "policy", 60), (reward_model, "labelled", "reward", 250)):
+        for module, data, name, epochs in ((sft, "solved", "policy", 10), (reward_model, "labelled", "reward", 120)):
             fields = module.defaults().unlock()
             fields.update(training | {"data": str(folder / f"{data}.jsonl"), "epochs": epochs})
             fields.optimizer.learning_rate = 1e-2
@@ -87,7 +97,7 @@ def configured(bandit: SimpleNamespace):
         config.validation.problems = bandit.validation
         config.sample.update({"samples": 24, "max_new_tokens": 8, "rows": 32, "prompt_bucket": 16, "top_k": 0})
         config.score.update({"length_bucket": 16, "tokens_per_batch": 512})
-        config.train.update({"length": 64, "batch_size": 4, "epochs": 8, "log_every": 1})
+        config.train.update({"length": 16 if module is rest_em else 32, "batch_size": 4, "epochs": 8, "log_every": 1})
         config.train.optimizer.learning_rate = 3e-3
         for name, value in fields.items():
             *groups, last = name.split("__")
