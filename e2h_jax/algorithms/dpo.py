@@ -58,7 +58,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.reference = "round"  # round = the policy that begins the round | init = that of the first
     config.reference_dtype = ""  # compute dtype of the reference's pass; "" = the model's own
     config.reference_quantize = ""  # int8 = the reference's weights in int8 (docs/memory.md); "" = off
-    config.train = rounds.without(loop.defaults(), "seed", "mesh")
+    config.train = rounds.without(loop.defaults(), "seed", "mesh", "wandb")
     config.train.too_long = "drop"  # pairs longer than `length`, both sides together: drop (and count) | error
     config.train.lora = rounds.without(lora.defaults(), "merge")
     config.train.optimizer.learning_rate = 2e-6  # peak
@@ -82,7 +82,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
             pairs = select_pairs(solutions, config.margin, config.margin_hidden, config.pairs_per_problem)
             if not pairs:
                 raise UserError(
-                    f"round {this.number}: {len(solutions)} solutions make no pair; "
+                    f"{len(solutions)} solutions make no pair; "
                     "lower config.margin or config.margin_hidden, or draw more (config.sample.samples)"
                 )
             if jax.process_index() == 0:
@@ -90,7 +90,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
             return _counts(pairs)
 
         paired = this.part("pairs", pair)
-        train_config = complete(config.train, seed=this.seed, mesh=config.mesh, init=this.model)
+        train_config = complete(config.train, seed=this.seed, mesh=config.mesh, init=this.model, wandb=False)
         train_config.lora.merge = True  # the next round samples from it
         examples, dropped = _examples(train_config, path, config.template)
         reference = config.init if config.reference == "init" else this.model
@@ -338,5 +338,4 @@ def _check(config: ml_collections.ConfigDict) -> None:
     if config.aggregation == "mean_odds":
         raise UserError("config.aggregation=mean_odds is no score in [0, 1], as margins and wins are; choose another")
     quantize.check(config.reference_quantize)
-    loop.check(config.train, make_mesh(config.mesh))
-    lora.check(complete(config.train, init=config.init))
+    rounds.check_training(config)

@@ -20,9 +20,6 @@ from e2h_jax.algorithms.rounds import Round, Solution, complete
 from e2h_jax.data.records import read_many
 from e2h_jax.data.storage import digest, write_records
 from e2h_jax.errors import UserError
-from e2h_jax.models import lora
-from e2h_jax.parallel.mesh import make_mesh
-from e2h_jax.training import loop
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -35,7 +32,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.choose = "seed"  # which, if there are more: seed = any | score = those the reward model scores highest
     config.demonstrations = ""  # problem records with solutions that are trained on too; "" = none
     config.train = rounds.without(
-        sft.defaults(), "seed", "mesh", "init", "preset", "tokenizer", "data", "levels", "template", "lora.merge"
+        sft.defaults(), "seed", "mesh", "init", "preset", "tokenizer", "data", "levels", "template", "wandb", "lora.merge"
     )
     config.sample.samples = 32  # per problem
     config.sample.temperature = 1.0
@@ -56,7 +53,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
             solutions = this.solutions()
             chosen = select(solutions, config.threshold, config.per_problem, config.choose, this.seed)
             if not chosen:
-                raise UserError(f"round {this.number}: of {len(solutions)} solutions none is kept; lower config.threshold")
+                raise UserError(f"of {len(solutions)} solutions none is kept; lower config.threshold")
             if jax.process_index() == 0:
                 write_records(kept, [*map(_record, chosen), *_demonstrations(config)])
             return {"drawn": len(solutions), **_counts(chosen)}
@@ -69,6 +66,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
             seed=this.seed,
             mesh=config.mesh,
             init=base,
+            wandb=False,
             **{"preset": "", "tokenizer": "", "data": str(kept), "levels": (), "template": config.template},
         )
         train.lora.merge = True  # the next round samples from it
@@ -136,5 +134,4 @@ def _check(config: ml_collections.ConfigDict) -> None:
         raise UserError("config.choose=score needs config.reward_model, the model/ folder of a reward model")
     if config.per_problem < 0:
         raise UserError("config.per_problem must be at least 0 (0 = all)")
-    loop.check(config.train, make_mesh(config.mesh))
-    lora.check(complete(config.train, init=config.init))
+    rounds.check_training(config)

@@ -5,6 +5,7 @@ summary are in round-1/samples.json, and it is not run again: a killed run goes 
 """
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -25,9 +26,11 @@ from e2h_jax.errors import UserError, nearest
 from e2h_jax.evaluation.voting import AGGREGATIONS, aggregate
 from e2h_jax.grading.pool import GradingPool
 from e2h_jax.metrics import MetricsWriter
-from e2h_jax.models import store
+from e2h_jax.models import lora, store
+from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.rewards import score
 from e2h_jax.sampling import sample
+from e2h_jax.training import loop
 
 Metrics = dict[str, Any]
 
@@ -60,6 +63,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.questions = ""  # problem records; an answer of null or "unavailable" is hidden
     config.template = "e2h"  # text format, see data/templates.py
     config.rounds = 2
+    config.wandb = False  # log the rounds to Weights & Biases too (pip install wandb)
     config.reward_model = ""  # model/ folder of a reward model; "" = final answers alone
     config.aggregation = "prod"  # of its step scores to a solution's score, see evaluation/voting.py
     config.sample = without(sample.defaults(), "seed", "mesh", "model", "problems", "template")
@@ -84,6 +88,15 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"config.reward_model={config.reward_model} holds a policy model where a reward model is needed")
     if config.sample.temperature == 0:
         raise UserError("config.sample.temperature=0 draws the same solution every time; set it above 0")
+
+
+def check_training(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for sizes or LoRA settings of `config.train` that make no sense, before anything is drawn."""
+    try:
+        loop.check(config.train, make_mesh(config.mesh))
+        lora.check(complete(config.train, init=config.init))
+    except UserError as error:  # its fields are those of the stage; mesh and init are the loop's
+        raise UserError(re.sub(r"config\.(?!mesh|init)", "config.train.", str(error))) from None
 
 
 @dataclass(frozen=True)
@@ -184,7 +197,10 @@ def part(folder: Path, name: str, run: Callable[[Path], Metrics]) -> Metrics:
     done = marker.exists()
     if not done:
         began = time.perf_counter()
-        metrics = run(folder / name)
+        try:
+            metrics = run(folder / name)
+        except UserError as error:  # of a stage that does not know where it is at work
+            raise UserError(f"{folder.name}/{name}: {error}") from error
         _wait(str(marker))  # for the other processes' shards
         if jax.process_index() == 0:
             write_json(marker, {**metrics, "seconds": round(time.perf_counter() - began, 3)})
@@ -206,8 +222,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path, play: Callable[[Round]
     Returns:
       the summary: what the last round logged, accuracies before and at the best, and the seconds of each part.
     """
-    workdir, logged = Path(workdir), {}
-    with GradingPool() as pool, MetricsWriter(workdir, enabled=jax.process_index() == 0) as writer:
+    workdir, first, logged = Path(workdir), jax.process_index() == 0, {}
+    with GradingPool() as pool, MetricsWriter(workdir, enabled=first, wandb=config.wandb) as writer:
         judged = config.validation.problems != ""
         validations = validation.Validation(config.validation, config.template, workdir, pool) if judged else None
 

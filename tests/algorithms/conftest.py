@@ -23,9 +23,9 @@ def one_device(shape=None):
 
 
 def patch_meshes(patch: pytest.MonkeyPatch) -> None:
-    for module in ("algorithms.sft", "algorithms.reward_model", "algorithms.dpo", "algorithms.rest_em", "sampling.sample"):
+    modules = (*(f"algorithms.{name}" for name in ("sft", "reward_model", "dpo", "rounds")), "sampling.sample", "rewards.score")
+    for module in modules:
         patch.setattr(f"e2h_jax.{module}.make_mesh", one_device)
-    patch.setattr("e2h_jax.rewards.score.make_mesh", one_device)
 
 
 @pytest.fixture

@@ -175,7 +175,7 @@ def test_eight_devices_equal_one(tiny, tmp_path):
         def loss_fn(params, batch):
             return pair_loss(config, dpo.token_logprobs(nnx.merge(graph, params), batch), batch, 5)
 
-        train_config = rounds.complete(config.train, seed=0, mesh=shape, init="")
+        train_config = rounds.complete(config.train, seed=0, mesh=shape, init="", wandb=False)
         trained, summary = loop.fit(tmp_path / str(devices), train_config, mesh, params, loss_fn, with_reference)
         found.append((np.concatenate(logprobs), jax.tree.map(np.asarray, trained), summary))
     np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-5)
@@ -305,7 +305,7 @@ def test_a_killed_run_ends_in_the_same_bytes_with_lora_and_the_first_policy_as_r
         ({"aggregation": "mean_odds"}, "no score in"),
         ({"margin": -1.0}, "must be at least 0"),
         ({"questions": ""}, "config.questions is empty"),
-        ({"train__microbatches": 3}, "does not divide"),
+        ({"train__microbatches": 3}, "^config.train.batch_size=4 does not divide by 3 = config.train.microbatches"),
     ],
 )
 @pytest.mark.usefixtures("on_one_device")
@@ -317,5 +317,5 @@ def test_mistakes_are_told_before_anything_is_drawn(tmp_path, configured, fields
 
 @pytest.mark.usefixtures("on_one_device")
 def test_no_pair_is_told(tmp_path, configured):
-    with pytest.raises(UserError, match=r"round 1: 96 solutions make no pair; lower config.margin"):
+    with pytest.raises(UserError, match=r"^round-1/pairs: 96 solutions make no pair; lower config.margin"):
         dpo.run(configured(dpo, margin=2.0, margin_hidden=1.0, validation__problems=""), tmp_path)

@@ -157,8 +157,8 @@ def test_continue_starts_from_the_round_before_and_demonstrations_are_mixed_in(r
         ({"choose": "score", "reward_model": ""}, "config.choose=score needs config.reward_model"),
         ({"aggregation": "product"}, 'did you mean "prod"'),
         ({"sample__temperature": 0.0}, "draws the same solution every time"),
-        ({"train__batch_size": 0}, "config.batch_size=0 must be at least 1"),
-        ({"train__lora__rank": -1}, "config.lora.rank=-1"),
+        ({"train__batch_size": 0}, "config.train.batch_size=0 must be at least 1"),
+        ({"train__lora__rank": -1}, "config.train.lora.rank=-1"),
         ({"validation__metric": "level_2"}, "config.validation.metric='level_2' is unknown"),
     ],
 )
