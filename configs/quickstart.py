@@ -120,7 +120,30 @@ def get_config() -> ConfigDict:
         "validation": {"problems": "{run}/data/validation.jsonl"},
         "seed": seed,
     }
-    drawing = {"max_new_tokens": 56, "top_k": 0, "rows": 80}
+    drawing = {"max_new_tokens": 56, "top_k": 0, "temperature": 1.0, "rows": 512}
+    judging = {"reward_model": "{run}/prm/model", "score": {"row_length": 128}}
+    config.rest_em = configure(
+        "rest_em",
+        learning
+        | judging
+        | {
+            "rounds": 2,
+            "per_problem": 4,
+            "sample": drawing | {"samples": 8},
+            "train": {"length": 128, "batch_size": 16, "optimizer": adam | {"learning_rate": 1e-3}},
+        },
+    )
+    config.dpo = configure(
+        "dpo",
+        learning
+        | judging
+        | {
+            "rounds": 2,
+            "nll": 1.0,
+            "sample": drawing | {"samples": 6},
+            "train": {"length": 192, "batch_size": 8, "optimizer": adam | {"learning_rate": 3e-4}},
+        },
+    )
     ppo = learning | {
         "steps": 10,
         "questions_per_step": 160,
@@ -128,7 +151,7 @@ def get_config() -> ConfigDict:
         "length": 128,
         "forward_rows": 16,
         "update_rows": 8,
-        "sample": drawing | {"temperature": 1.0},
+        "sample": drawing | {"rows": 80},
         "optimizer": {"learning_rate": 6e-4},
         "value_optimizer": {"learning_rate": 1e-3},
         "checkpoint_every": 5,

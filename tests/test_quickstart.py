@@ -7,14 +7,14 @@ import jax
 import pytest
 
 from e2h_jax import main
-from e2h_jax.algorithms import reward_model, sft
+from e2h_jax.algorithms import dpo, ppo, reward_model, rounds, sft
 from e2h_jax.data.records import read_many
 from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.rewards import score
 from e2h_jax.sampling import sample
 
 SMALL = [
-    "data.arithmetic.corpus=200",
+    "data.arithmetic.corpus=3000",
     "data.arithmetic.demonstrations=30",
     "data.arithmetic.evaluator_questions=60",
     "data.arithmetic.test_easy=6",
@@ -24,6 +24,17 @@ SMALL = [
     "samples.rows=16",
     "samples.samples=4",
     "evaluate.bootstrap=200",
+    "data.arithmetic.rl_questions=40",
+    "data.arithmetic.validation_easy=3",
+    "data.arithmetic.validation_hard=4",
+    *(f"{name}.rounds=1" for name in ("rest_em", "dpo")),
+    *(f"{name}.sample.{field}" for name in ("rest_em", "dpo") for field in ("rows=32", "samples=4")),
+    *(f"{name}.train.batch_size=2" for name in ("rest_em", "dpo")),
+    "rest_em.threshold=0.0",
+    "dpo.margin=0.0",
+    "dpo.margin_hidden=0.0",
+    *(f"{name}.{field}" for name in ("ppo", "ppo_outcome") for field in ("steps=2", "questions_per_step=8", "sample.rows=16")),
+    *(f"greedy_{name}.rows=16" for name in ("full_sft", "rest_em", "dpo", "ppo", "ppo_outcome")),
 ]
 EVALUATORS = ("prm", "orm", "oprm")
 AGGREGATIONS = ("prod", "min", "last", "mean", "max", "mean_logit", "mean_odds")
@@ -37,7 +48,7 @@ def e2h(workdir, *overrides):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        for module in (sft, reward_model, sample, score):  # one device: an eighth of the compiling
+        for module in (sft, reward_model, sample, score, dpo, rounds, ppo):  # one device: an eighth of the compiling
             patch.setattr(module, "make_mesh", lambda shape: make_mesh((1, 1, 1), jax.devices()[:1]))
         workdir = tmp_path_factory.mktemp("quickstart") / "run"
         assert e2h(workdir) == 0
@@ -53,10 +64,11 @@ def test_results_hold_what_the_design_demands(finished):
     assert set(results["seconds"]) == set(stages) - {"evaluate"}
     assert all(type(seconds) is float and seconds > 0 for seconds in results["seconds"].values())
 
-    methods = set()
+    methods, generators = set(), set()
     for row in results["rows"]:
         assert {"generator", "decoding", "evaluator", "aggregation", "n", "easy", "hard", "all", "levels"} <= row.keys()
-        assert row["generator"] == "sft" and row["n"] in (1, 2, 4)
+        assert row["n"] in (1, 2, 4) if row["generator"] == "sft" else row["decoding"] == "greedy"
+        generators.add(row["generator"])
         methods.add((row["decoding"], row["evaluator"], row["aggregation"]))
         assert set(row["levels"]) == {"1", "2", "3", "4", "5"}
         groups = {name: row[name] for name in ("easy", "hard", "all")} | row["levels"]
@@ -67,6 +79,9 @@ def test_results_hold_what_the_design_demands(finished):
         assert [groups[name]["problems"] for name in ("easy", "hard", "all", "1", "4")] == [6, 6, 12, 2, 3]
         mean = (row["easy"]["accuracy"] + row["hard"]["accuracy"]) / 2
         assert row["all"]["accuracy"] == pytest.approx(mean, abs=2e-6)  # six decimals are written
+    assert generators == {"sft", "full_sft", "rest_em", "dpo", "ppo", "ppo_outcome"}
+    compared = {(row["generator"], row["minus"]) for row in results["compared"]}
+    assert compared == {(name, "sft") for name in generators - {"sft"}} | {("ppo", "ppo_outcome")}
     assert methods >= {("greedy", None, None), ("majority", None, None), ("pass", None, None)}
     for evaluator in EVALUATORS:
         for aggregation in AGGREGATIONS:
