@@ -19,7 +19,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from e2h_jax.algorithms import validation
-from e2h_jax.data.records import UNAVAILABLE, read_many
+from e2h_jax.data.records import has_answer, read_many
 from e2h_jax.data.storage import write_json
 from e2h_jax.data.templates import get_template
 from e2h_jax.errors import UserError, nearest
@@ -164,7 +164,7 @@ def judge(
 ) -> list[Solution]:
     """Grades sample or scored records against the answers that are not hidden. An undecided answer counts as wrong."""
     extract = get_template(template).extract_answer
-    known = [problems[record["problem_id"]]["answer"] not in (None, UNAVAILABLE) for record in records]
+    known = [has_answer(problems[record["problem_id"]]) for record in records]
     pairs = [
         (extract(record["text"]), problems[record["problem_id"]]["answer"])
         for record, graded in zip(records, known, strict=True)

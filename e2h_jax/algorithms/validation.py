@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from e2h_jax.data.records import UNAVAILABLE, json_lines, read_many
+from e2h_jax.data.records import has_answer, json_lines, read_many
 from e2h_jax.data.storage import write_records, write_text
 from e2h_jax.data.templates import get_template
 from e2h_jax.errors import UserError, nearest
@@ -46,7 +46,7 @@ class Validation:
             raise UserError("config.validation.every must be at least 1 and config.validation.shown at least 0")
         self.problems = read_many(config.problems, "problem")
         for problem in self.problems:
-            if problem["answer"] in (None, UNAVAILABLE):
+            if not has_answer(problem):
                 raise UserError(f"config.validation.problems={config.problems}: problem {problem['id']!r} has no answer")
         self._config, self._template, self._pool = config, get_template(template), pool
         self._shown = _of_all_levels(self.problems, config.shown)

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from e2h_jax.data.records import UNAVAILABLE
+from e2h_jax.data.records import has_answer
 from e2h_jax.data.rewrite import rewrite
 from e2h_jax.data.rollout import Rollout
 from e2h_jax.data.sampled_steps import locate
@@ -158,9 +158,9 @@ class Judge:
 
 def _truth(problem: Mapping[str, Any]) -> tuple[str | None, bool]:
     """The true answer as far as it is known, and whether reinforcement learning may not see it."""
-    answer = (problem.get("answer") or "").strip()
-    hidden = answer in ("", UNAVAILABLE)
-    return (problem.get("gt_answer") or None if hidden else answer), hidden
+    if has_answer(problem):
+        return problem["answer"], False
+    return problem.get("gt_answer") or None, True
 
 
 def align(scores: Sequence[float], count: int) -> list[float] | None:

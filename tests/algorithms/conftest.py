@@ -1,6 +1,5 @@
 """A bandit: four questions of seven possible answers each, and a tiny policy that gives all of them alike."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,25 +28,12 @@ def patch_meshes(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def on_one_device(monkeypatch: pytest.MonkeyPatch, compiled_once: None) -> None:
+def on_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     patch_meshes(monkeypatch)
 
 
 @pytest.fixture(scope="session")
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Programs that several rounds and runs share are compiled once."""
-    fields = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")), "jax_enable_compilation_cache": True}
-    fields |= {"jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persistent_cache_min_entry_size_bytes": -1}
-    before = {name: getattr(jax.config, name) for name in fields}
-    for name, value in fields.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
-@pytest.fixture(scope="session")
-def bandit(tmp_path_factory: pytest.TempPathFactory, compiled_once: None) -> SimpleNamespace:
+def bandit(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """Folders `policy` and `reward` (a judge that knows the answers), files `questions` and `validation`.
 
     Questions a=0 … a=3, answers 3 … 6; those of level 4, a=2 and a=3, have hidden answers.
