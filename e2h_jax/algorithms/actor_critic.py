@@ -1,14 +1,15 @@
-"""Policy, reference policy and value model of PPO on a mesh, and the programs that run them."""
+"""Policy, reference policy and value model of PPO on a mesh: their losses, and the programs that run them."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from e2h_jax.algorithms.advantages import kl
 from e2h_jax.data.rollout import Rows
 from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError
@@ -20,13 +21,37 @@ from e2h_jax.training.learner import Learner, to_device
 from e2h_jax.training.losses import token_logprobs
 
 
+def policy_loss(logprobs, entropy, batch, config: ml_collections.ConfigDict):
+    """Weighted sum over tokens of the clipped policy-gradient loss (Schulman et al. 2017, eq. 7), and sums to log.
+
+    All of `batch` and of the policy's `logprobs` and `entropy` are [B, L]; padding has weight 0.
+    """
+    weights, advantages = batch["weights"], batch["advantages"]
+    change = jnp.where(weights > 0, logprobs - batch["old_logprobs"], 0.0)
+    ratio = jnp.exp(change)
+    clipped = jnp.clip(ratio, 1 - config.clip, 1 + config.clip)
+    losses = jnp.maximum(-advantages * ratio, -advantages * clipped) - config.entropy.loss_coef * entropy
+    if config.kl.coef and config.kl.place == "loss":
+        losses += config.kl.coef * kl(config.kl.estimator, jnp.where(weights > 0, logprobs, 0.0), batch["reference_logprobs"])
+    return jnp.sum(weights * losses), {
+        "clipped": jnp.sum(weights * (ratio != clipped)),
+        "approximate_kl": jnp.sum(weights * (jnp.expm1(change) - change)),
+    }
+
+
+def value_loss(values, batch, config: ml_collections.ConfigDict):
+    """Weighted sum over tokens of half the squared error, clipped to a change of `clip_value`, times `value_coef`."""
+    old, returns = batch["old_values"], batch["returns"]
+    clipped = jnp.clip(values, old - config.clip_value, old + config.clip_value)
+    losses = jnp.maximum((values - returns) ** 2, (clipped - returns) ** 2)
+    return config.value_coef * 0.5 * jnp.sum(batch["weights"] * losses), {}
+
+
 class Models:
     """Policy, reference policy (`config.kl.coef` > 0) and value model (advantage "gae").
 
     Args:
       config: of the `ppo` stage.
-      policy_loss: (log-probabilities, entropies, batch) -> (loss, sums to log).
-      value_loss: (values, batch) -> (loss, sums to log).
 
     Attributes:
       graph, config: of the policy.
@@ -35,7 +60,7 @@ class Models:
       stopped: the run has ended early.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh, tokenizer, policy_loss: Callable, value_loss: Callable):
+    def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh, tokenizer):
         self._settings, self._mesh = config, mesh
         self.kl_coef, self.stopped = float(np.float32(config.kl.coef)), False
         updates = config.epochs * config.minibatches
@@ -62,7 +87,7 @@ class Models:
                 self._reference = reference_graph, reference
 
         self.policy = Learner(
-            lambda params, batch: policy_loss(*logprobs(graph, params, batch), batch),
+            lambda params, batch: policy_loss(*logprobs(graph, params, batch), batch, config),
             optimizers.make_optimizer(config.optimizer, config.steps, params, updates),
             params,
             frozen,
@@ -80,7 +105,7 @@ class Models:
                 )
             value_graph, _, params, frozen = lora.load(start, mesh, "reward")
             self.value = Learner(
-                lambda params, batch: value_loss(values(value_graph, params, batch), batch),
+                lambda params, batch: value_loss(values(value_graph, params, batch), batch, config),
                 optimizers.make_optimizer(config.value_optimizer, config.steps, params, updates),
                 params,
                 frozen,

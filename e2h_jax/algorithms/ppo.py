@@ -5,8 +5,8 @@ policy-gradient steps on them:
 
     ratio = π(token) / π_old(token)        loss = max(-A ratio, -A clip(ratio, 1 ± ε)) - c_H H(π) + c_KL KL(π, π_ref)
 
-With advantage "gae" a value model learns beside the policy; "rloo" and "grpo" compare the rollouts of one question with each
-other instead. The answers of hard questions are not needed: their rewards come from the evaluator alone.
+(actor_critic.py: the models and these losses). With advantage "gae" a value model learns beside the policy; "rloo" and "grpo"
+compare the rollouts of one question with each other instead. The answers of hard questions are not needed: their rewards come from the evaluator alone.
 """
 
 import shutil
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from tqdm import tqdm
@@ -138,13 +137,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         interrupts() as interrupted,
         Checkpoints(workdir / "checkpoints") as checkpoints,
     ):
-        models = actor_critic.Models(
-            config,
-            mesh,
-            tokenizer,
-            lambda logprobs, entropy, batch: policy_loss(logprobs, entropy, batch, config),
-            lambda values, batch: value_loss(values, batch, config),
-        )
+        models = actor_critic.Models(config, mesh, tokenizer)
         validated = None
         if config.validation.problems:
             validated = validation.Validation(config.validation, config.template, workdir, pool)
@@ -313,32 +306,6 @@ def minibatch(experience: Experience, chosen: np.ndarray, config: ml_collections
         rows.arrays | {name: rows.spread(values) for name, values in fields.items()}
         for rows in pack(experience.rollouts, chosen, rows=config.update_rows, length=config.length)
     ]
-
-
-def policy_loss(logprobs, entropy, batch, config: ml_collections.ConfigDict):
-    """Weighted sum over tokens of the clipped policy-gradient loss (Schulman et al. 2017, eq. 7), and sums to log.
-
-    All of `batch` and of the policy's `logprobs` and `entropy` are [B, L]; padding has weight 0.
-    """
-    weights, advantages = batch["weights"], batch["advantages"]
-    change = jnp.where(weights > 0, logprobs - batch["old_logprobs"], 0.0)
-    ratio = jnp.exp(change)
-    clipped = jnp.clip(ratio, 1 - config.clip, 1 + config.clip)
-    losses = jnp.maximum(-advantages * ratio, -advantages * clipped) - config.entropy.loss_coef * entropy
-    if config.kl.coef and config.kl.place == "loss":
-        losses += config.kl.coef * kl(config.kl.estimator, jnp.where(weights > 0, logprobs, 0.0), batch["reference_logprobs"])
-    return jnp.sum(weights * losses), {
-        "clipped": jnp.sum(weights * (ratio != clipped)),
-        "approximate_kl": jnp.sum(weights * (jnp.expm1(change) - change)),
-    }
-
-
-def value_loss(values, batch, config: ml_collections.ConfigDict):
-    """Weighted sum over tokens of half the squared error, clipped to a change of `clip_value`, times `value_coef`."""
-    old, returns = batch["old_values"], batch["returns"]
-    clipped = jnp.clip(values, old - config.clip_value, old + config.clip_value)
-    losses = jnp.maximum((values - returns) ** 2, (clipped - returns) ** 2)
-    return config.value_coef * 0.5 * jnp.sum(batch["weights"] * losses), {}
 
 
 def _masked_mean(x: np.ndarray, mask: np.ndarray) -> float:

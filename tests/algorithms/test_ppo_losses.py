@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from e2h_jax.algorithms import ppo
+from e2h_jax.algorithms.actor_critic import policy_loss, value_loss
 from e2h_jax.data.rollout import Rollout, pack
 from e2h_jax.errors import UserError
 
@@ -46,7 +47,7 @@ def test_the_clipped_loss_by_hand():
         "old_logprobs": jnp.zeros((1, 4)),
     }
     logprobs = jnp.log(jnp.array([[1.5, 0.5, 1.5, 0.5]]))
-    loss, sums = ppo.policy_loss(logprobs, jnp.zeros((1, 4)), batch, config_of(clip=0.2, kl__coef=0.0))
+    loss, sums = policy_loss(logprobs, jnp.zeros((1, 4)), batch, config_of(clip=0.2, kl__coef=0.0))
     assert loss == pytest.approx((-1.2 - 0.5 + 1.5 + 0.8) / 4, abs=1e-6)
     assert sums["clipped"] == pytest.approx(1.0)
     assert sums["approximate_kl"] == pytest.approx((0.5 + -0.5 - np.log(1.5) - np.log(0.5)) / 2 + 0.0, abs=1e-6)
@@ -55,7 +56,7 @@ def test_the_clipped_loss_by_hand():
 def test_the_value_loss_by_hand():
     # Old 0, return 1: 0.5 counts as 0.2 (worse); -1 as it is (already worse than -0.2).
     batch = {"weights": jnp.full((1, 2), 0.5), "old_values": jnp.zeros((1, 2)), "returns": jnp.ones((1, 2))}
-    loss, _ = ppo.value_loss(jnp.array([[0.5, -1.0]]), batch, config_of(clip_value=0.2, value_coef=0.1))
+    loss, _ = value_loss(jnp.array([[0.5, -1.0]]), batch, config_of(clip_value=0.2, value_coef=0.1))
     assert loss == pytest.approx(0.1 * 0.5 * (0.8**2 + 2.0**2) / 2, abs=1e-6)
 
 
@@ -68,7 +69,7 @@ def test_losses_equal_numpy(place, estimator):
     batch["weights"] = rng.random((3, 7)).astype(np.float32) * (rng.random((3, 7)) < 0.7)
     logprobs, entropy, values = rng.normal(size=(3, 3, 7)).astype(np.float32)
     config = config_of(kl__place=place, kl__estimator=estimator, kl__coef=0.3, entropy__loss_coef=0.05)
-    loss, _ = ppo.policy_loss(jnp.array(logprobs), jnp.array(entropy), batch, config)
+    loss, _ = policy_loss(jnp.array(logprobs), jnp.array(entropy), batch, config)
     expected = expected_value = 0.0
     for place_ in np.ndindex(3, 7):
         b = {name: float(value[place_]) for name, value in batch.items()}
@@ -81,7 +82,7 @@ def test_losses_equal_numpy(place, estimator):
         near = min(max(value, b["old_values"] - 0.2), b["old_values"] + 0.2)
         expected_value += b["weights"] * 0.05 * max((value - b["returns"]) ** 2, (near - b["returns"]) ** 2)
     assert float(loss) == pytest.approx(expected, rel=1e-6, abs=1e-6)
-    assert float(ppo.value_loss(jnp.array(values), batch, config)[0]) == pytest.approx(expected_value, rel=1e-6)
+    assert float(value_loss(jnp.array(values), batch, config)[0]) == pytest.approx(expected_value, rel=1e-6)
 
 
 def test_gradients_of_padding_are_exactly_zero():
@@ -92,8 +93,8 @@ def test_gradients_of_padding_are_exactly_zero():
     batch["weights"] = np.array([[0.1, 0.2, 0, 0, 0], [0.3, 0, 0, 0, 0.4]], np.float32)
     logprobs = jnp.where(batch["weights"] > 0, -1.0, -300.0)
     config = config_of(kl__place="loss", kl__estimator="k3", entropy__loss_coef=0.1)
-    grads = jax.grad(lambda x, e: ppo.policy_loss(x, e, batch, config)[0], argnums=(0, 1))(logprobs, jnp.ones((2, 5)))
-    grads = (*grads, jax.grad(lambda v: ppo.value_loss(v, batch, config)[0])(jnp.ones((2, 5))))
+    grads = jax.grad(lambda x, e: policy_loss(x, e, batch, config)[0], argnums=(0, 1))(logprobs, jnp.ones((2, 5)))
+    grads = (*grads, jax.grad(lambda v: value_loss(v, batch, config)[0])(jnp.ones((2, 5))))
     for grad in grads:
         assert np.isfinite(grad).all()
         assert (np.asarray(grad)[batch["weights"] == 0] == 0).all()
