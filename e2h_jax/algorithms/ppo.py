@@ -6,7 +6,8 @@ policy-gradient steps on them:
     ratio = π(token) / π_old(token)        loss = max(-A ratio, -A clip(ratio, 1 ± ε)) - c_H H(π) + c_KL KL(π, π_ref)
 
 (actor_critic.py: the models and these losses). With advantage "gae" a value model learns beside the policy; "rloo" and "grpo"
-compare the rollouts of one question with each other instead. The answers of hard questions are not needed: their rewards come from the evaluator alone.
+compare the rollouts of one question with each other instead. The answers of hard questions are not needed: their rewards come
+from the evaluator alone.
 """
 
 import shutil
