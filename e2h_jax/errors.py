@@ -1,7 +1,9 @@
 """The one exception for a user's mistake. Ground floor: every room may import it; it imports nothing of ours."""
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -15,3 +17,17 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """Returns ' (did you mean "x"?)' for the valid name closest to `name`, or '' when none is close."""
     close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
     return f' (did you mean "{close[0]}"?)' if close else ""
+
+
+@contextmanager
+def naming(prefix: str, outside: Iterable[str] = ("mesh",)) -> Iterator[None]:
+    """Where a stage is part of another one: its mistakes name "config.rows" as the user knows it, "config.sample.rows" say.
+
+    Args:
+      prefix: "config.sample.".
+      outside: fields that have this name at the top.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(re.sub(rf"config\.(?!(?:{'|'.join(outside)})\b)", prefix, str(error))) from None

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from e2h_jax.algorithms.advantages import kl
 from e2h_jax.data.rollout import Rows
 from e2h_jax.data.tokenizer import load_tokenizer
-from e2h_jax.errors import UserError
+from e2h_jax.errors import UserError, naming
 from e2h_jax.models import lora, store
 from e2h_jax.models.attention import packed_causal
 from e2h_jax.parallel.rules import constrain
@@ -83,7 +83,8 @@ class Models:
                 self._reference = lora.remove(graph, nnx.merge_state(frozen, params))
             else:
                 kept = {"param_dtype": self.config.dtype, "quantize": config.kl.quantize}
-                reference_graph, _, reference = store.load(Path(config.init), mesh, "policy", **kept)
+                with naming("config.kl."):
+                    reference_graph, _, reference = store.load(Path(config.init), mesh, "policy", **kept)
                 self._reference = reference_graph, reference
 
         self.policy = Learner(
@@ -104,9 +105,11 @@ class Models:
                     "set config.value_init to a model that has the same, such as the policy itself"
                 )
             value_graph, _, params, frozen = lora.load(start, mesh, "reward")
+            with naming("config.value_"):
+                optimizer = optimizers.make_optimizer(config.value_optimizer, config.steps, params, updates)
             self.value = Learner(
                 lambda params, batch: value_loss(values(value_graph, params, batch), batch, config),
-                optimizers.make_optimizer(config.value_optimizer, config.steps, params, updates),
+                optimizer,
                 params,
                 frozen,
                 mesh,

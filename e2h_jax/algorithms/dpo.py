@@ -34,8 +34,8 @@ from e2h_jax.data.steps import encode_continuations
 from e2h_jax.data.storage import write_records
 from e2h_jax.data.templates import get_template
 from e2h_jax.data.tokenizer import load_tokenizer
-from e2h_jax.errors import UserError
-from e2h_jax.models import lora, quantize, store
+from e2h_jax.errors import UserError, naming
+from e2h_jax.models import lora, store
 from e2h_jax.models.attention import packed_causal
 from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.parallel.rules import axis_size, batch_sharding, constrain
@@ -93,6 +93,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         train_config = complete(config.train, seed=this.seed, mesh=config.mesh, init=this.model, wandb=False)
         train_config.lora.merge = True  # the next round samples from it
         examples, dropped = _examples(train_config, path, config.template)
+        if not examples:
+            raise UserError(f"all {dropped} pairs are longer than config.train.length={config.train.length}; raise it")
         reference = config.init if config.reference == "init" else this.model
         this.part("reference", lambda folder: _reference(config, train_config, reference, examples, folder))
         trained = this.part("train", lambda folder: train(config, train_config, examples, this.folder / "reference", folder))
@@ -337,5 +339,10 @@ def _check(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"config.reference={config.reference!r} must be round or init")
     if config.aggregation == "mean_odds":
         raise UserError("config.aggregation=mean_odds is no score in [0, 1], as margins and wins are; choose another")
-    quantize.check(config.reference_quantize)
+    if not config.reward_model and config.margin >= 1:
+        raise UserError(
+            f"config.margin={config.margin} leaves no pair: without config.reward_model scores are 0 or 1; set it below 1"
+        )
+    with naming("config.reference_"):
+        store.check(config.reference_dtype, config.reference_quantize)
     rounds.check_training(config)

@@ -27,7 +27,7 @@ from e2h_jax.data.records import read_many, select_levels
 from e2h_jax.data.rollout import Rollout, pack
 from e2h_jax.data.templates import get_template
 from e2h_jax.data.tokenizer import load_tokenizer
-from e2h_jax.errors import UserError, nearest
+from e2h_jax.errors import UserError, naming, nearest
 from e2h_jax.grading.pool import GradingPool
 from e2h_jax.metrics import MetricsWriter, Seconds
 from e2h_jax.models import lora
@@ -73,7 +73,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.value_coef = 0.1  # of the value loss
     config.value_init = ""  # model/ the value model starts from; "" = the reward model, or the policy if there is none
     config.value_warmup = 0  # steps in which the value model learns alone
-    config.target_kl = 0.0  # a pass ends when the policy is this far from the rollouts' (k3, nats a token); 0 = off
+    config.target_kl = 0.0  # a step's policy updates end when it is this far from the rollouts' (k3, nats a token); 0 = off
     config.stop_kl = 0.0  # the run ends when the policy is this far from the reference (k1, nats a solution); 0 = off
     config.kl = ml_collections.ConfigDict()  # penalty for leaving the reference policy
     config.kl.coef = 0.01  # 0 = no reference policy is kept
@@ -81,7 +81,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.kl.place = "reward"  # reward (PPO) | loss (GRPO, with k3)
     config.kl.target = 0.0  # nats a solution: the coefficient adapts to it (Ziegler et al. 2019); 0 = constant
     config.kl.horizon = 10_000  # rollouts after which the adaptive coefficient may have doubled
-    config.kl.quantize = ""  # int8 = the reference policy in int8; "" = in the compute dtype
+    config.kl.quantize = ""  # int8 = the reference policy in int8; "" = in the compute dtype. With LoRA: lora.quantize
     config.entropy = ml_collections.ConfigDict()
     config.entropy.loss_coef = 0.0  # bonus in the loss
     config.entropy.reward_coef = 0.0  # bonus in the reward
@@ -121,9 +121,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     workdir = Path(workdir)
     _check(config)
     mesh = make_mesh(config.mesh)
+    shards = axis_size(mesh, "batch")
     for name in ("forward_rows", "update_rows"):
-        if config[name] % axis_size(mesh, "batch"):
-            shards = axis_size(mesh, "batch")
+        if config[name] % shards:
             raise UserError(f"config.{name}={config[name]} does not divide by the {shards} shards of config.mesh")
     tokenizer, template = load_tokenizer(config.init), get_template(config.template)
     questions = select_levels(read_many(config.questions, "problem"), config.levels)
@@ -138,15 +138,19 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         interrupts() as interrupted,
         Checkpoints(workdir / "checkpoints") as checkpoints,
     ):
+        reward.check_answers(questions)
         models = actor_critic.Models(config, mesh, tokenizer)
         validated = None
         if config.validation.problems:
             validated = validation.Validation(config.validation, config.template, workdir, pool)
-        drawing = [mesh, tokenizer, template]
-        policy = [models.graph, models.config, models.policy.params]
-        sampler = Sampler(_drawing(config), *policy, *drawing, questions)
-        if validated:
-            greedy = Sampler(_drawing(config, temperature=0.0, samples=1), *policy, *drawing, validated.problems)
+        drawing = [models.graph, models.config, models.policy.params, mesh, tokenizer, template]
+        with naming("config.sample."):
+            sampler = Sampler(_drawing(config), *drawing, questions)
+            if validated:
+                greedy = Sampler(_drawing(config, temperature=0.0, samples=1), *drawing, validated.problems)
+        longest = max(map(len, sampler.prompts.values())) + config.sample.max_new_tokens - 1
+        if longest > config.length:
+            raise UserError(f"a rollout may have {longest} tokens, more than config.length={config.length}; raise it")
 
         def validate(step: int, last: bool) -> dict[str, float]:
             if not validated or not (last or validated.due(step, config.steps)):
@@ -283,6 +287,8 @@ def learn(
             sums = {f"value_{name}": value for name, value in sums.items()}
             if not far:
                 sums |= models.policy.update(batches)
+                share = sum(batch["weights"].sum() for batch in batches)  # of the tokens; the rest is on padding ("slots")
+                sums |= {name: sums[name] / max(share, 1e-8) for name in ("clipped", "approximate_kl")}
                 far = 0 < config.target_kl < (float(sums["approximate_kl"]) if config.target_kl else 0.0)
             for name, value in sums.items():
                 logged.setdefault(name, []).append(value)
@@ -368,13 +374,18 @@ def _check(config: ml_collections.ConfigDict) -> None:
     for name in ("seed", "clip", "clip_value", "value_coef", "value_warmup", "target_kl", "stop_kl"):
         if config[name] < 0:
             raise UserError(f"config.{name}={config[name]} must be at least 0")
+    if not (0 <= config.gamma <= 1 and 0 <= config.lam <= 1):
+        raise UserError(f"config.gamma={config.gamma} and config.lam={config.lam} must be from 0 to 1")
     if config.kl.coef < 0 or config.kl.target < 0 or config.kl.horizon <= 0:
         raise UserError("config.kl.coef and config.kl.target must be at least 0, config.kl.horizon above 0")
     if config.kl.target and (not config.kl.coef or config.kl.place == "loss"):
         raise UserError("config.kl.target adapts a penalty in the reward: set config.kl.coef and config.kl.place=reward")
     if config.stop_kl and not config.kl.coef:
         raise UserError("config.stop_kl needs the reference policy: set config.kl.coef above 0")
-    sample.check(config.sample)
+    if config.value_warmup and config.advantage != "gae":
+        raise UserError(f"config.value_warmup: there is no value model with config.advantage={config.advantage}; set it to 0")
+    with naming("config.sample."):
+        sample.check(config.sample)
     if config.sample.temperature == 0:
         raise UserError("config.sample.temperature=0 explores nothing; reinforcement learning needs it above 0")
     if config.advantage != "gae" and config.sample.samples < 2:

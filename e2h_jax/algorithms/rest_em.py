@@ -20,6 +20,7 @@ from e2h_jax.algorithms.rounds import Round, Solution, complete
 from e2h_jax.data.records import read_many
 from e2h_jax.data.storage import digest, write_records
 from e2h_jax.errors import UserError
+from e2h_jax.models import store
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -53,7 +54,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
             solutions = this.solutions()
             chosen = select(solutions, config.threshold, config.per_problem, config.choose, this.seed)
             if not chosen:
-                raise UserError(f"of {len(solutions)} solutions none is kept; lower config.threshold")
+                remedy = "lower config.threshold" if config.reward_model else "draw more (config.sample.samples)"
+                raise UserError(f"of {len(solutions)} solutions none is kept; {remedy}")
             if jax.process_index() == 0:
                 write_records(kept, [*map(_record, chosen), *_demonstrations(config)])
             return {"drawn": len(solutions), **_counts(chosen)}
@@ -134,4 +136,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
         raise UserError("config.choose=score needs config.reward_model, the model/ folder of a reward model")
     if config.per_problem < 0:
         raise UserError("config.per_problem must be at least 0 (0 = all)")
+    if config.base and (kind := store.load_config(config.base)[0]) != "policy":
+        raise UserError(f"config.base={config.base} holds a {kind} model where a policy model is needed")
+    _demonstrations(config)
     rounds.check_training(config)

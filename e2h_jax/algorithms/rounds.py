@@ -5,7 +5,6 @@ summary are in round-1/samples.json, and it is not run again: a killed run goes 
 """
 
 import json
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -22,7 +21,7 @@ from e2h_jax.algorithms import validation
 from e2h_jax.data.records import has_answer, read_many
 from e2h_jax.data.storage import write_json
 from e2h_jax.data.templates import get_template
-from e2h_jax.errors import UserError, nearest
+from e2h_jax.errors import UserError, naming, nearest
 from e2h_jax.evaluation.voting import AGGREGATIONS, aggregate
 from e2h_jax.grading.pool import GradingPool
 from e2h_jax.metrics import MetricsWriter
@@ -73,7 +72,7 @@ def defaults() -> ml_collections.ConfigDict:
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError for shared fields that make no sense."""
+    """Raises UserError for shared fields that make no sense: all that can be seen before anything is drawn."""
     for field in ("init", "questions"):
         if not config[field]:
             what = "the model/ folder of a policy" if field == "init" else "a file of problem records"
@@ -84,19 +83,32 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"config.seed={config.seed} must be at least 0")
     if config.aggregation not in AGGREGATIONS:
         raise UserError(f"config.aggregation={config.aggregation!r} is unknown{nearest(config.aggregation, AGGREGATIONS)}")
-    if config.reward_model and store.load_config(config.reward_model)[0] != "reward":
-        raise UserError(f"config.reward_model={config.reward_model} holds a policy model where a reward model is needed")
+    for field, kind in (("init", "policy"), ("reward_model", "reward")):
+        if config[field] and (found := store.load_config(config[field])[0]) != kind:
+            raise UserError(f"config.{field}={config[field]} holds a {found} model where a {kind} model is needed")
     if config.sample.temperature == 0:
         raise UserError("config.sample.temperature=0 draws the same solution every time; set it above 0")
+    with naming("config.sample."):
+        sample.check(config.sample)
+    with naming("config.score."):
+        score.check(config.score)
+    get_template(config.template)  # raises
+    questions = read_many(config.questions, "problem")
+    if not questions:
+        raise UserError(f"config.questions={config.questions} holds no question")
+    if not config.reward_model and not any(map(has_answer, questions)):
+        raise UserError(
+            f"config.questions={config.questions}: every answer is hidden, so that only a reward model can tell good "
+            "solutions from bad ones; set config.reward_model"
+        )
 
 
 def check_training(config: ml_collections.ConfigDict) -> None:
     """Raises UserError for sizes or LoRA settings of `config.train` that make no sense, before anything is drawn."""
-    try:
+    with naming("config.train.", outside=("mesh", "init")):
         loop.check(config.train, make_mesh(config.mesh))
+        loop.fit_length([], config.train.length, config.train.too_long, 0)
         lora.check(complete(config.train, init=config.init))
-    except UserError as error:  # its fields are those of the stage; mesh and init are the loop's
-        raise UserError(re.sub(r"config\.(?!mesh|init)", "config.train.", str(error))) from None
 
 
 @dataclass(frozen=True)

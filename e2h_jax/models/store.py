@@ -95,12 +95,10 @@ def load(
     Raises:
       UserError: a reward model is asked to be a policy, or a dtype or a quantisation is unknown.
     """
-    quantization.check(quantize)
     stored_kind, config = load_config(folder)
     config = dataclasses.replace(config, **changes)
     for dtype in (config.dtype, param_dtype):
-        if dtype not in DTYPES:
-            raise UserError(f"config.dtype={dtype!r} must be {' or '.join(DTYPES)}")
+        check(dtype, quantize)
     if stored_kind != kind and kind != "reward":
         raise UserError(f"{folder} holds a {stored_kind} model where a {kind} is needed")
     _, stored = abstract(stored_kind, config)
@@ -148,6 +146,13 @@ def _load_quantized(path: Path, target: nnx.State) -> dict:
 
 def _is_matrix(param: nnx.Param) -> bool:
     return "embed" in param.get_metadata("axes")
+
+
+def check(dtype: str, quantize: str) -> None:
+    """Raises UserError for a dtype ("" = the model's own) or a quantisation that is unknown."""
+    if dtype and dtype not in DTYPES:
+        raise UserError(f"config.dtype={dtype!r} must be {' or '.join(DTYPES)}")
+    quantization.check(quantize)
 
 
 def count_parameters(params) -> int:

@@ -22,7 +22,7 @@ from e2h_jax.data.sampled_steps import locate
 from e2h_jax.data.steps import READ_AT, EncodedSolution, check_tag, encode_solutions, split_steps
 from e2h_jax.data.templates import Template, get_template
 from e2h_jax.data.tokenizer import load_tokenizer
-from e2h_jax.errors import UserError, nearest
+from e2h_jax.errors import UserError, naming, nearest
 from e2h_jax.grading.pool import GradingPool
 from e2h_jax.models import store
 from e2h_jax.parallel.rules import axis_size
@@ -62,6 +62,8 @@ class Judge:
           UserError: settings that make no sense, or a reward model that cannot be read, or not with this policy.
         """
         shaping.check(config)
+        if config.grade_workers < 0:
+            raise UserError(f"config.reward.grade_workers={config.grade_workers} must be at least 0 (0 = one per core)")
         self._config, self._tokenizer, self._template = config, policy_tokenizer, template
         self._original = config.rules == "original"
         if self._original and template.name != "e2h":
@@ -86,11 +88,20 @@ class Judge:
         """Ends the grading processes."""
         self._pool.close()
 
+    def check_answers(self, problems: Sequence[Mapping[str, Any]]) -> None:
+        """Raises UserError if `config.outcome` is "all" and nothing tells the true answer of a problem."""
+        for problem in problems if self._config.outcome == "all" else ():
+            if _truth(problem)[0] is None:
+                raise UserError(
+                    f'config.reward.outcome="all", but problem "{problem["id"]}" has neither an answer nor a gt_answer; '
+                    'use "easy"'
+                )
+
     def __call__(self, rollouts: Sequence[Rollout]) -> list[Shaped]:
         """The reward of each rollout, in order. With several processes, each gives all rollouts and gets all rewards.
 
         Raises:
-          UserError: `config.outcome` is "all" and nothing tells the true answer of a problem.
+          UserError: see `check_answers`.
         """
         return self._by_original_rules(rollouts) if self._original else self._by_corrected_rules(rollouts)
 
@@ -130,13 +141,8 @@ class Judge:
         return [original.shape(self._config, *row) for row in rows]
 
     def _grade(self, rollouts: Sequence[Rollout], extract: Callable[[str], str | None]) -> list[Verdict]:
+        self.check_answers([rollout.problem for rollout in rollouts])
         truths = [_truth(rollout.problem) for rollout in rollouts]
-        for rollout, (truth, _) in zip(rollouts, truths, strict=True):
-            if truth is None and self._config.outcome == "all":
-                raise UserError(
-                    f'config.reward.outcome="all", but problem "{rollout.problem["id"]}" has neither an answer nor a '
-                    'gt_answer; use "easy"'
-                )
         pairs = [(extract(rollout.text), truth) for rollout, (truth, _) in zip(rollouts, truths, strict=True)]
         words = self._words(pairs)
         return [
@@ -197,6 +203,8 @@ class _RewardModel:
         self.tokenizer, self.template = load_tokenizer(config.model), get_template(config.template or reads["template"])
         check_tag(self.tokenizer, self.template)
         dtype = config.dtype or stored.dtype
+        with naming("config.reward."):
+            store.check(dtype, config.quantize)
         graph, _, params = store.load(
             Path(config.model), mesh, "reward", dtype=dtype, param_dtype=dtype, quantize=config.quantize
         )

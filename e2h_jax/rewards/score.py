@@ -49,10 +49,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     workdir = Path(workdir)
     if not config.model:
         raise UserError("config.model is empty; name the model/ folder of a finished stage")
-    if config.read_at and config.read_at not in READ_AT:
-        raise UserError(f"config.read_at={config.read_at!r} is unknown{nearest(config.read_at, READ_AT)}")
-    if min(config.tokens_per_batch, config.length_bucket) < 1 or config.row_length < 0:
-        raise UserError("config.tokens_per_batch and config.length_bucket must be at least 1, config.row_length at least 0")
+    check(config)
     if store.load_config(config.model)[0] != "reward":  # `load` would give a policy a fresh head, for training
         raise UserError(
             f"{config.model} holds a policy model where a reward model is needed "
@@ -131,3 +128,14 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         "tokens_per_second": sum(len(encoded[index].tokens) for index in missing) / seconds,
         "padding": 1 - sum((b.segment_ids > 0).sum() for b in batches) / max(1, sum(b.tokens.size for b in batches)),
     }
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for settings that no reward model can be run with."""
+    if config.read_at and config.read_at not in READ_AT:
+        raise UserError(f"config.read_at={config.read_at!r} is unknown{nearest(config.read_at, READ_AT)}")
+    if min(config.tokens_per_batch, config.length_bucket) < 1 or config.row_length < 0:
+        raise UserError("config.tokens_per_batch and config.length_bucket must be at least 1, config.row_length at least 0")
+    if config.template:
+        get_template(config.template)  # raises
+    store.check(config.dtype, config.quantize)

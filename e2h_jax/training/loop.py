@@ -254,7 +254,8 @@ def _check_same_data(workdir: Path, examples: list[Example]) -> None:
 
 
 def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-    """Raises UserError for sizes below 1, and a batch that the microbatches and the mesh do not divide."""
+    """Raises UserError for sizes below 1, a batch that the microbatches and the mesh do not divide, and a bad optimiser."""
+    optimizers.check(config.optimizer)
     for name in ("epochs", "batch_size", "microbatches", "log_every", "checkpoint_every"):
         if config[name] < 1:
             raise UserError(f"config.{name}={config[name]} must be at least 1")

@@ -26,6 +26,19 @@ def defaults() -> ml_collections.ConfigDict:
     return config
 
 
+def check(config) -> None:
+    """Raises UserError for numbers with which no optimiser learns."""
+    for name in ("learning_rate", "eps", "weight_decay", "clip_norm"):
+        if config[name] < 0:
+            raise UserError(f"config.optimizer.{name}={config[name]} must be at least 0")
+    for name in ("b1", "b2"):
+        if not 0 <= config[name] < 1:
+            raise UserError(f"config.optimizer.{name}={config[name]} must be at least 0 and below 1")
+    for name in ("final_fraction", "warmup_fraction"):
+        if not 0 <= config[name] <= 1:
+            raise UserError(f"config.optimizer.{name}={config[name]} must be from 0 to 1")
+
+
 def schedule(config, steps: int) -> optax.Schedule:
     """Learning rate at each optimiser step 0 … steps-1; step 0 already moves, unless `first_rate_zero` is set."""
     warmup, first = max(1, round(config.warmup_fraction * steps)), 0 if config.first_rate_zero else 1
@@ -49,8 +62,9 @@ def make_optimizer(config, steps: int, params, updates_per_step: int = 1) -> opt
 
     The learning rate follows `schedule` over `steps`, each of which is `updates_per_step` updates (PPO's minibatches).
 
-    Raises UserError when a `freeze` pattern matches no parameter, or all of them are frozen.
+    Raises UserError as `check` does, when a `freeze` pattern matches no parameter, or all of them are frozen.
     """
+    check(config)
     rate = schedule(config, steps)
     transform = optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),

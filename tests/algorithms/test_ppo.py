@@ -182,8 +182,30 @@ def test_eight_devices_are_one(bandit, whole, tmp_path):
         ({"length": 8}, "config.length=8"),
         ({"minibatches": 129}, "config.minibatches=129"),
         ({"reward__model": ""}, "config.reward.model is empty"),
+        ({"length": 10}, "11 tokens, more than config.length=10"),  # before a rollout is that long
+        ({"lam": 1.5}, "config.lam=1.5 must be from 0 to 1"),
+        ({"value_warmup": 1, "advantage": "grpo"}, "no value model"),
+        ({"reward__outcome": "all"}, "bandit/2.*gt_answer"),
+        ({"reward__grade_workers": -1}, "config.reward.grade_workers=-1"),
+        ({"reward__quantize": "int4"}, "config.reward.quantize='int4'"),
+        ({"kl__quantize": "int4"}, "config.kl.quantize='int4'"),
+        ({"sample__rows": 0}, "config.sample.rows"),
+        ({"sample__max_new_tokens": 100}, "config.sample.max_new_tokens=100 exceed"),
+        ({"value_optimizer__b2": 1.0}, "config.value_optimizer.b2=1.0"),
     ],
 )
 def test_mistakes(bandit, tmp_path, fields, message):
     with pytest.raises(UserError, match=message):
         ppo.run(config_of(bandit, **fields), tmp_path)
+
+
+def test_a_run_that_went_too_far_stops_and_stays_stopped(bandit, tmp_path):
+    config = config_of(bandit, steps=5, stop_kl=1e-3)
+    summary = ppo.run(config, tmp_path)
+    logged = [line for line in metrics(tmp_path) if "kl" in line]
+    assert [line["kl"] > 1e-3 for line in logged] == [False, True]  # of the fresh policy, and after its first updates
+    assert "validation/all" in logged[-1] and summary["best_step"] == 2
+    before = (tmp_path / "metrics.jsonl").read_bytes(), parameters(tmp_path / "model")
+    ppo.run(config, tmp_path)  # as if killed before it was said to be done
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before[0]
+    assert_same(parameters(tmp_path / "model"), before[1])

@@ -118,6 +118,23 @@ def test_weights_of_a_minibatch(mean, weight):
     assert all(batch["tokens"].shape == (2, 16) for batch in batches)
 
 
+def test_what_is_logged_of_tokens_does_not_count_padding():
+    experience = experience_of([(2, 3), (2, 5)])
+    for mean in ("tokens", "slots"):
+        config = config_of(loss_mean=mean, minibatches=1, target_kl=0.4, epochs=2)
+        updates = []
+
+        def update(batches, updates=updates):  # half of the tokens clipped, each 0.5 nats away
+            updates.append(sum(batch["weights"].sum() for batch in batches))
+            return {"clipped": 0.5 * updates[-1], "approximate_kl": 0.5 * updates[-1]}
+
+        models = SimpleNamespace(value=None, policy=SimpleNamespace(update=update))
+        said = ppo.learn(experience, models, config, 1)
+        assert len(updates) == 1  # target_kl ends both passes
+        assert updates[0] == pytest.approx(1.0 if mean == "tokens" else 8 / 12)
+        assert said == pytest.approx({"clipped": 0.5, "approximate_kl": 0.5})
+
+
 def test_rows_hold_every_token_where_it_is_predicted():
     rollouts = rollouts_of(LENGTHS)
     values = np.arange(5 * 6, dtype=np.float32).reshape(5, 6) + 1

@@ -11,6 +11,7 @@ from e2h_jax.algorithms import rest_em, rounds, sft
 from e2h_jax.algorithms.rest_em import select
 from e2h_jax.algorithms.rounds import Solution
 from e2h_jax.data.records import read_many
+from e2h_jax.data.storage import write_records
 from e2h_jax.errors import UserError
 from e2h_jax.models import store
 from e2h_jax.parallel.mesh import make_mesh
@@ -159,13 +160,27 @@ def test_continue_starts_from_the_round_before_and_demonstrations_are_mixed_in(r
         ({"sample__temperature": 0.0}, "draws the same solution every time"),
         ({"train__batch_size": 0}, "config.train.batch_size=0 must be at least 1"),
         ({"train__lora__rank": -1}, "config.train.lora.rank=-1"),
+        ({"train__too_long": "eror"}, "config.train.too_long='eror'"),
+        ({"score__read_at": "first"}, "config.score.read_at='first' is unknown"),
+        ({"score__quantize": "int4"}, "config.score.quantize='int4'"),
+        ({"sample__top_p": 0.0}, "config.sample.top_p in"),
+        ({"questions": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"init": "nowhere"}, "nowhere holds no model"),
+        ({"base": "nowhere"}, "nowhere holds no model"),
+        ({"demonstrations": "nowhere.jsonl"}, "nowhere.jsonl"),
         ({"validation__metric": "level_2"}, "config.validation.metric='level_2' is unknown"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_drawn(tmp_path, configured, fields, message):
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
         rest_em.run(configured(rest_em, **fields), tmp_path)
-    assert not (tmp_path / "round-1").exists()
+    assert not list(tmp_path.glob("round-*"))
+
+
+def test_questions_without_answers_need_a_reward_model(tmp_path, configured):
+    write_records(tmp_path / "hidden.jsonl", [{"id": "a", "question": "a=1", "answer": "unavailable", "level": 4}])
+    with pytest.raises(UserError, match="every answer is hidden.*set config.reward_model"):
+        rest_em.run(configured(rest_em, questions=str(tmp_path / "hidden.jsonl"), reward_model=""), tmp_path)
 
 
 def test_a_policy_is_no_reward_model_and_nothing_kept_is_told(tmp_path, configured, bandit):

@@ -161,3 +161,16 @@ def test_freezing_is_a_regular_expression_on_paths():
     with pytest.raises(UserError, match="freezes every parameter"):
         optimizers.make_optimizer(config(freeze=("head", "trunk")), 8, params)
     optimizers.make_optimizer(config(freeze=("q$",)), 8, params)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"learning_rate": -1e-3}, r"learning_rate=-0.001 must be at least 0"),
+        ({"b2": 1.0}, r"b2=1.0 must be at least 0 and below 1"),
+        ({"warmup_fraction": 5.0}, r"warmup_fraction=5.0 must be from 0 to 1"),
+    ],
+)
+def test_numbers_with_which_nothing_is_learnt_are_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        optimizers.check(config(**fields))
