@@ -148,6 +148,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
             sampler = Sampler(_drawing(config), *drawing, questions)
             if validated:
                 greedy = Sampler(_drawing(config, temperature=0.0, samples=1), *drawing, validated.problems)
+                greedy.kernel.release()
         longest = max(map(len, sampler.prompts.values())) + config.sample.max_new_tokens - 1
         if longest > config.length:
             raise UserError(f"a rollout may have {longest} tokens, more than config.length={config.length}; raise it")
@@ -157,6 +158,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
                 return {}
             greedy.kernel.adopt(sampler.kernel)
             rollouts, _ = greedy.draw(validated.problems, [0])
+            greedy.kernel.release()
             accuracy = validated.record(step, {rollout.problem["id"]: rollout.text for rollout in rollouts})
             if step and validated.best(first=1) == step:
                 models.save(workdir / "best", tokenizer)

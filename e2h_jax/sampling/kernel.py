@@ -108,6 +108,10 @@ class Kernel:
         """Uses the weights that another kernel of the same model and mesh has: one copy for both."""
         self._params = other._params
 
+    def release(self) -> None:
+        """Lets go of the weights, until `update` or `adopt` brings some: held on, old ones would lie beside the new."""
+        self._params = None
+
     def update(self, params: nnx.State) -> None:
         """Takes new weights of the same shapes, in the compute dtype and layer by layer."""
         self.abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params))
