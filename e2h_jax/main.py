@@ -9,6 +9,7 @@ Nothing here imports JAX, so that help and refusals come at once.
 """
 
 import ast
+import importlib
 import importlib.util
 import os
 import re
@@ -27,6 +28,9 @@ from e2h_jax.errors import UserError, nearest
 
 USAGE = "e2h <stage> --config=FILE.py [--config.field=value …] --workdir=DIR"
 
+# Commands that are no stages: modules with a docstring, which is their help, and `main(arguments) -> exit code`.
+COMMANDS: dict[str, str] = {}
+
 
 class Command(NamedTuple):
     """A command line, taken apart."""
@@ -44,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _quiet_libraries()
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        code = _run(parse(sys.argv[1:] if argv is None else argv))
+        argv = list(sys.argv[1:] if argv is None else argv)
+        code = _command(argv[0], argv[1:]) if argv and argv[0] in COMMANDS else _run(parse(argv))
         sys.stdout.flush()  # so that a closed pipe is met here
         return code
     except BrokenPipeError:  # of the output, or of a worker process: that would be a bug
@@ -82,6 +87,13 @@ def _closed_outputs() -> list[int]:
 def _interrupted(code: int) -> int:
     print("\ne2h: interrupted; run the same command to resume.", file=sys.stderr)
     return code
+
+
+def _command(name: str, arguments: list[str]) -> int:
+    if {"-h", "--help"} & set(arguments):
+        print(_docstring(COMMANDS[name]))
+        return 0
+    return importlib.import_module(COMMANDS[name]).main(arguments)
 
 
 def _run(command: Command) -> int:
@@ -153,7 +165,7 @@ def overview() -> str:
     """What `e2h` and `e2h --help` print."""
     from e2h_jax.stage import STAGES
 
-    lines = [f"  {stage:10}{_docstring(module).partition(chr(10))[0]}" for stage, module in STAGES.items()]
+    lines = [f"  {name:10}{_docstring(module).partition(chr(10))[0]}" for name, module in (STAGES | COMMANDS).items()]
     return "\n".join(
         [
             "Easy-to-hard generalization for reasoning language models, in JAX.",
