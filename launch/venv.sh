@@ -1,7 +1,8 @@
 # Sourced by the other scripts of this folder: goes to the root of the clone and activates .venv, making or renewing it first
-# when it is missing or was installed from other versions of constraints.txt and pyproject.toml.
+# when it is missing or was installed from other versions of constraints.txt and pyproject.toml. What is installed beside the
+# package itself: E2H_EXTRAS, extras of pyproject.toml ("test" unless it is set).
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 e2h_find_python() {
     local candidate
@@ -18,7 +19,7 @@ e2h_find_python() {
 
 e2h_make_venv() {
     local wanted stamp=.venv/e2h-installed
-    wanted=$(cat constraints.txt pyproject.toml | cksum)
+    wanted="$(cat constraints.txt pyproject.toml | cksum)${E2H_EXTRAS:+ $E2H_EXTRAS}"
     if [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
         return
     fi
@@ -31,9 +32,10 @@ e2h_make_venv() {
     echo "e2h: installing the versions of constraints.txt into .venv (about a minute)"
     # The stamp is written last, so an interrupted installation is taken up again.
     rm -f "$stamp"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]' || return 1
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[${E2H_EXTRAS:-test}]" || return 1
     echo "$wanted" >"$stamp"
 }
 
 e2h_make_venv || exit 1
+# shellcheck source=/dev/null
 . .venv/bin/activate
