@@ -169,16 +169,17 @@ fetch() {
 
 # Watches the run until it has ended for good and returns its exit code; starts it, and starts it again after interruptions.
 supervise() {
-    local before="" failures=0
+    local before="" failures=0 silence
     up
     while :; do
         if ! ask_workers; then
+            silence=$(last_error)
             if is_lost; then
                 e2h_note "$name: lost ($state); it is made anew and the run goes on"
                 up
                 before=""
             else
-                if [ "$before" != silent ]; then e2h_note "$name: workers do not answer ($(last_error)); asking on"; fi
+                if [ "$before" != silent ]; then e2h_note "$name: workers do not answer ($silence); asking on"; fi
                 before=silent
                 pause
             fi
@@ -220,6 +221,7 @@ is_lost() {
     look
     case $state in
         UNKNOWN) return 1 ;;
+        NONE | DELETING) e2h_fail "$name was deleted from elsewhere; the same command makes it again, and the run goes on." ;;
         ACTIVE)
             # Told a little earlier of the machines than of the queued resource, which then still has to go.
             node=$(gcloud compute tpus tpu-vm describe "$name" "${where[@]}" "--format=value(state)" 2>"$errors") || return 1
