@@ -55,7 +55,7 @@ up() {
         case $state in
             ACTIVE) return ;;
             NONE)
-                e2h_call gcloud compute tpus queued-resources create "$name" "--node-id=$name" "${where[@]}" "${slice_flags[@]}" ||
+                e2h_call "${create[@]}" "$name" "--node-id=$name" "${where[@]}" "${slice_flags[@]}" ||
                     e2h_fail "Google Cloud refuses the slice $name; gcloud says above why."
                 requested=yes pretended_slice=ACTIVE
                 ;;

@@ -94,6 +94,7 @@ esac
 case $share in "" | ?*:/*) ;; *) e2h_fail "--share=$share is not SERVER:/PATH, such as 10.0.0.2:/e2h." ;; esac
 
 check_slice() {
+    create=(gcloud compute tpus queued-resources create)
     [ -n "$topology" ] || e2h_fail "--topology is missing: which slice, such as --topology=v5e:4x4."
     e2h_find_slice "$topology"
     case $family in
@@ -107,6 +108,7 @@ check_slice() {
         slice_flags=("--accelerator-type=$accelerator_type")
     else
         slice_flags=("--type=$family" "--topology=$shape")
+        if [ "$family" = v5p ]; then create=(gcloud alpha compute tpus queued-resources create); fi # else --type knows v2 to v4 only
     fi
     slice_flags+=("--runtime-version=${runtime_version:-$image}")
     if [ -n "$capacity_flag" ]; then slice_flags+=("$capacity_flag"); fi

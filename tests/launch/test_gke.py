@@ -111,7 +111,7 @@ def test_submitted(kubectl):
     [
         ("my-run:", "", 0, "at work already; nothing was submitted"),
         ("my-run:Failed", "", 2, "my-run has ended (Failed): kubectl delete jobset my-run"),
-        ("", "error: the server doesn't have a resource type \"jobset\"", 2, "this cluster does not know JobSet"),
+        ("", 'error: the server doesn\'t have a resource type "jobset"', 2, "this cluster does not know JobSet"),
         ("", "Unable to connect to the server: timeout", 2, "kubectl does not reach the cluster: Unable to connect"),
     ],
 )

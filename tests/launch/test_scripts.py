@@ -27,7 +27,9 @@ def test_help(cloud, script):
     assert not any(line.startswith(("#", "set -")) for line in outcome.stdout.splitlines())
 
 
-@pytest.mark.parametrize("script", [path for path in SCRIPTS if path.name not in ("worker.sh", "job.sbatch")], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "script", [path for path in SCRIPTS if path.name not in ("worker.sh", "job.sbatch")], ids=lambda p: p.name
+)
 def test_runs_with_bash_3(script):
     # What runs on a laptop. `mapfile`, associative arrays, ${name@Q}, ${name,,}, `local -n`, &>> are newer.
     text = re.sub(r"(?m)^\s*#.*", "", script.read_text())

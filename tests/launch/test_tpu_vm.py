@@ -81,7 +81,9 @@ INSTALL = ["copy", "setup", "start"]
 
 
 def test_an_undisturbed_run(gcloud):
-    gcloud.play(slice=["NONE", "CREATING", "PROVISIONING", "ACTIVE"], workers=["nothing", "running running", "running 0", "0 0"])
+    gcloud.play(
+        slice=["NONE", "CREATING", "PROVISIONING", "ACTIVE"], workers=["nothing", "running running", "running 0", "0 0"]
+    )
     outcome = start(gcloud)
     assert outcome.returncode == 0, outcome.stderr
     looks = ["look", "create", "look", "look", "look"]
@@ -93,7 +95,7 @@ def test_an_undisturbed_run(gcloud):
         "my-run: PROVISIONING",
         "my-run: ACTIVE",
         "my-run: installing on all workers",
-        f"my-run: starting {shlex.join(RUN)}".replace("\"'\"", "\\'"),
+        f"my-run: starting {shlex.join(RUN)}".replace('"\'"', "\\'"),
         "my-run: running",
         "my-run: finished",
         "my-run: the run's files are in runs",
@@ -107,7 +109,12 @@ def test_the_words_of_an_undisturbed_run(gcloud):
     where = [*WHERE, "--quiet"]
     look, create, _, _, copy, setup, run, _, results, delete = gcloud.words()
     assert look[:-1] == [*tpus, "queued-resources", "describe", "my-run", *where]
-    slice_flags = ["--accelerator-type=v5litepod-16", "--runtime-version=v2-alpha-tpuv5-lite", "--spot", "--service-account=a@b"]
+    slice_flags = [
+        "--accelerator-type=v5litepod-16",
+        "--runtime-version=v2-alpha-tpuv5-lite",
+        "--spot",
+        "--service-account=a@b",
+    ]
     assert create == [*tpus, "queued-resources", "create", "my-run", "--node-id=my-run", *where, *slice_flags]
     archive = gcloud.folder / "e2h-my-run.tar.gz"
     assert copy == [*tpus, "tpu-vm", "scp", str(archive), "my-run:e2h_jax.tar.gz", *where, "--worker=all"]
@@ -164,7 +171,9 @@ def test_preempted_while_installing(gcloud):
 
 
 def test_silent_workers_of_a_slice_that_is_there_are_waited_for(gcloud):
-    gcloud.play(slice=["NONE", "ACTIVE", "ACTIVE", "DENIED", "ACTIVE"], workers=["nothing", "running", "LOST", "LOST", "LOST", "0"])
+    gcloud.play(
+        slice=["NONE", "ACTIVE", "ACTIVE", "DENIED", "ACTIVE"], workers=["nothing", "running", "LOST", "LOST", "LOST", "0"]
+    )
     outcome = start(gcloud)
     assert outcome.returncode == 0
     assert "workers do not answer (ssh: connect to host: Connection timed out)" in outcome.stdout
@@ -234,7 +243,13 @@ def test_a_dry_run_prints_what_the_run_does(gcloud):
     (gcloud.folder / "calls").unlink()
     gcloud.play(slice=["ACTIVE"], workers=["nothing", "0"])
     pasted = subprocess.run(
-        ["bash", "-e"], input=printed.stdout, text=True, env=gcloud.environment, cwd=gcloud.folder, capture_output=True, timeout=60
+        ["bash", "-e"],
+        input=printed.stdout,
+        text=True,
+        env=gcloud.environment,
+        cwd=gcloud.folder,
+        capture_output=True,
+        timeout=60,
     )
     assert pasted.returncode == 0, pasted.stderr
     assert gcloud.calls == calls
@@ -257,6 +272,7 @@ def test_a_dry_run_prints_what_the_run_does(gcloud):
         "v5p:4x4x4": "--accelerator-type=v5p-128 --runtime-version=v2-alpha-tpuv5",
         "v5p-256": "--accelerator-type=v5p-256 --runtime-version=v2-alpha-tpuv5",
         # No accelerator type stands for this shape of 192 chips.
+        "v4:4x4x12": "--type=v4 --topology=4x4x12 --runtime-version=tpu-ubuntu2204-base",
         "v5p:4x4x12": "--type=v5p --topology=4x4x12 --runtime-version=v2-alpha-tpuv5",
     }.items(),
 )
@@ -264,6 +280,7 @@ def test_slices(cloud, topology, flags):
     outcome = cloud.run("tpu_vm.sh", "up", "my-run", *WHERE, f"--topology={topology}", "--dry-run", "--capacity=reserved")
     (create,) = (line for line in outcome.stdout.splitlines() if " create " in line)
     assert create.endswith(f"--quiet {flags} --reserved")
+    assert create.startswith("gcloud alpha ") == flags.startswith("--type=v5p")  # gcloud's own --type goes up to v4
 
 
 @pytest.mark.parametrize(
@@ -286,7 +303,10 @@ def test_slices(cloud, topology, flags):
         (["all", "my-run", *SLICE, "--", "e2h", "recipe"], "needs --workdir=DIR"),
         (["all", "my-run", *SLICE, "--", "e2h", "recipe", "--workdir=runs/x"], "with a whole path"),
         (["all", "my-run", *SLICE, "--", "e2h", "recipe", "--workdir=/home/me/x"], "is not on the share"),
-        (["all", "my-run", "--topology=v6e:2x4", "--", "e2h", "recipe", "--workdir=/home/x"], "--share=SERVER:/PATH is missing"),
+        (
+            ["all", "my-run", "--topology=v6e:2x4", "--", "e2h", "recipe", "--workdir=/home/x"],
+            "--share=SERVER:/PATH is missing",
+        ),
         (["run", "my-run", "--", "e2h", "recipe", "--workdir=/home/x"], "--share=SERVER:/PATH is missing"),
         (["all", "my-run", *SLICE, "--retries=many", "--", *RUN], "--retries=many is not a number"),
     ],

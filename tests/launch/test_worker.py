@@ -183,7 +183,9 @@ def test_setup_mounts_once_and_installs_for_tpu(worker):
     (worker.tree / ".venv" / "bin" / "activate").write_text("PATH=$PWD/.venv/bin:$PATH\n")
     python = worker.tree / ".venv" / "bin" / "python"
     # What it is asked to install; each time there is a version to tell.
-    python.write_text(f'#!/bin/sh\ncase "$*" in *install*) echo "$*" >>{cloud.folder}/installed ;; *) echo Python 3.12 ;; esac\n')
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in *install*) echo "$*" >>{cloud.folder}/installed ;; *) echo Python 3.12 ;; esac\n'
+    )
     python.chmod(0o755)
     cloud.program("python3", "exit 0")
     for _ in range(2):
@@ -202,11 +204,17 @@ def test_setup_gets_a_newer_python_where_the_image_has_an_old_one(worker, withou
     # Python 3.10, with which uv can be installed, and which then says where it has put 3.12.
     cloud.program("python3", f'case "$*" in -c*) exit 1 ;; *"uv python find"*) echo {cloud.folder}/python3.12 ;; esac')
     new = cloud.folder / "python3.12"
-    new.write_text(f'#!/bin/sh\ncase "$*" in "-m venv"*) mkdir -p .venv/bin; cp "$0" .venv/bin/python ;; -c*) ;; *) echo "$*" ;; esac\n')
+    new.write_text(
+        '#!/bin/sh\ncase "$*" in "-m venv"*) mkdir -p .venv/bin; cp "$0" .venv/bin/python ;; -c*) ;; *) echo "$*" ;; esac\n'
+    )
     new.chmod(0o755)
     for name in ("cksum", "cp", "mv"):
         (Path(without) / name).symlink_to(f"/usr/bin/{name}")
     outcome = worker("setup", PATH=f"{cloud.programs}:{without}")
     assert outcome.returncode == 0, outcome.stderr
-    assert [call.split()[2:4] for call in cloud.calls if " -m " in call] == [["pip", "install"], ["uv", "python"], ["uv", "python"]]
+    assert [call.split()[2:4] for call in cloud.calls if " -m " in call] == [
+        ["pip", "install"],
+        ["uv", "python"],
+        ["uv", "python"],
+    ]
     assert "install" in outcome.stdout and ".[tpu]" in outcome.stdout
