@@ -5,7 +5,7 @@
 # Shapes of v5e and v6e, whose accelerator types count chips.
 E2H_FLAT="1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16"
 # What the accelerator types of v4 and v5p, which count two cores a chip, stand for. Other shapes exist, without such a type.
-E2H_CUBES="2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16"
+E2H_CUBES="2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16"
 
 e2h_chips() {
     echo $((${1//x/*}))

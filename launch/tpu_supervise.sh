@@ -100,21 +100,21 @@ on_workers() {
 
 # Sets `run` to idle, running, finished, or the exit code that says most about how the run ended. Fails if a worker is silent.
 ask_workers() {
-    local code
+    local code codes
     answers=$(e2h_ask "$pretended_workers" gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all \
         "--command=test ! -e e2h_jax/launch/worker.sh || bash e2h_jax/launch/worker.sh status" 2>"$errors") || return 1
     answers=$(grep '^e2h-worker [0-9]' <<<"$answers" || true)
     run=idle
     case $answers in "" | *idle*) return ;; esac
-    # A mistake is told by all workers or by one; an interrupted one takes the others with it, which then end as they can.
-    for code in 2 3 143 130; do
-        if grep -q " exit $code\$" <<<"$answers"; then
+    codes=$(sed -n 's/.* exit \([1-9][0-9]*\)$/\1/p' <<<"$answers")
+    # A mistake before an error, an error before an interruption: whoever has lost another worker ends as if interrupted (143).
+    for code in 2 3 $(grep -v -x -e 130 -e 143 <<<"$codes" || true) $codes; do
+        if grep -q -x "$code" <<<"$codes"; then
             run=$code
             return
         fi
     done
-    code=$(sed -n 's/.* exit \([1-9][0-9]*\)$/\1/p' <<<"$answers" | head -n 1)
-    case $answers in *running*) run=${code:-running} ;; *) run=${code:-finished} ;; esac
+    case $answers in *running*) run=running ;; *) run=finished ;; esac
 }
 
 lost_workers() {
@@ -177,7 +177,7 @@ supervise() {
             if is_lost; then
                 e2h_note "$name: lost ($state); it is made anew and the run goes on"
                 up
-                before=""
+                before="" failures=0
             else
                 if [ "$before" != silent ]; then e2h_note "$name: workers do not answer ($silence); asking on"; fi
                 before=silent

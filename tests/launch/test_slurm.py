@@ -29,12 +29,12 @@ exit $code
 E2H = """#!/usr/bin/env bash
 workdir=${!#}
 workdir=${workdir#--workdir=}
-echo "process $E2H_PROCESS_INDEX: $*"
+echo "process $SLURM_PROCID: $*"
 trap 'echo saved; exit 143' TERM
 case $1 in
     finish) echo '{}' >"$workdir/done.json" ;;
     end) exit $2 ;;
-    wait) touch "$workdir/ready-$E2H_PROCESS_INDEX"; while :; do sleep 0.02; done ;;
+    wait) touch "$workdir/ready-$SLURM_PROCID"; while :; do sleep 0.02; done ;;
 esac
 """
 
@@ -73,7 +73,7 @@ def job(cloud, *command, restarts=0, retries=1):
     workdir = f"--workdir={cloud.folder}/run"
     return subprocess.Popen(
         ["bash", str(ROOT / "launch/slurm/job.sbatch"), str(retries), "e2h", *command, workdir],
-        env=cloud.environment | {"SLURM_JOB_ID": "77", "SLURM_RESTART_COUNT": str(restarts)},
+        env=cloud.environment | {"SLURM_JOB_ID": "77", "SLURM_RESTART_COUNT": str(restarts), "SLURM_CPUS_PER_TASK": "32"},
         cwd=cloud.folder / "tree",
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -95,8 +95,14 @@ def test_submitted(slurm):
     assert queue == ["squeue", "--me", "--noheader", "--format=%i", "--name=my-run"]
     tree = slurm.folder / "tree"
     assert batch == [
-        *["sbatch", "--job-name=my-run", "--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", f"--chdir={tree}"],
-        *[f"--output={slurm.folder}/run.logs/slurm.txt", "--time=8:00:00", "--partition=a100"],
+        *["sbatch", "--job-name=my-run", "--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=32"],
+        *[
+            "--gpus-per-node=4",
+            f"--chdir={tree}",
+            f"--output={slurm.folder}/run.logs/slurm.txt",
+            "--time=8:00:00",
+            "--partition=a100",
+        ],
         *[f"{tree}/launch/slurm/job.sbatch", "3", *run],
     ]
     assert (slurm.folder / "installed").read_text().strip().endswith("-c constraints.txt -e .[gpu]")
@@ -123,6 +129,7 @@ def test_submitted_twice(slurm):
         (["My_run"], RUN, "cannot be a name"),
         (["r", "--gpus=all"], RUN, "--gpus=all is not a number"),
         (["r", "--nodes=0"], RUN, "--nodes=0 is not a number"),
+        (["r", "--cpus=x"], RUN, "--cpus=x is not a number"),
         (["r", "--partition=a100"], RUN, 'there is no flag "--partition=a100"'),
         (["r"], [], "the command to run is missing"),
         (["r"], ["e2h", "sft", "--workdir=runs/x"], "with a whole path"),
@@ -147,7 +154,7 @@ def test_refused_by_sbatch(slurm):
 def test_a_run_that_finishes(slurm):
     code, output = ended(job(slurm, "finish"))
     assert code == 0 and "finished" in output
-    assert slurm.calls[0].startswith("srun --gpu-bind=none --kill-on-bad-exit=0 --wait=300 ")
+    assert slurm.calls[0].startswith("srun --cpus-per-task=32 --kill-on-bad-exit=0 --wait=300 ")
     assert len(slurm.calls) == 1
     for task in range(2):
         assert (slurm.folder / f"task-{task}.txt").read_text().startswith(f"process {task}: finish")
@@ -186,7 +193,7 @@ def test_a_mistake_is_not_tried_again(slurm, code):
 
 
 def test_143_without_a_notice_is_an_error(slurm):
-    # Slurm ended the processes because another one had ended: that can be a mistake, so it is not tried for ever.
+    # A process has lost another one, which may have met with a bug: that is not tried for ever.
     assert ended(job(slurm, "end", "143", retries=0))[0] == 1
 
 
