@@ -1,6 +1,7 @@
 """Stand-ins for the clouds' programs: they write down how they were called and answer as a test has set them up."""
 
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -20,6 +21,49 @@ next_of() {
 }
 ANSWERS
 """
+
+# Answers with states of a slice and of its workers, as a test has set them up (`play`).
+GCLOUD = r"""
+case "$*" in
+    *queued-resources\ describe*)
+        case $(next_of slice) in
+            NONE) echo 'ERROR: (gcloud) NOT_FOUND: Resource was not found' >&2; exit 1 ;;
+            DENIED) echo 'ERROR: (gcloud) PERMISSION_DENIED: you may not' >&2; exit 1 ;;
+            FAILED) echo 'FAILED;v5litepod-16;;Quota exceeded' ;;
+            OTHER) echo 'ACTIVE;v6e-8;;' ;;
+            TORUS) echo 'ACTIVE;;4x4x12;' ;;
+            CREATING) echo 'CREATING;v5litepod-16;;' ;;
+            PROVISIONING) echo 'PROVISIONING;v5litepod-16;;' ;;
+            ACTIVE) echo 'ACTIVE;v5litepod-16;;' ;;
+            SUSPENDING) echo 'SUSPENDING;v5litepod-16;;' ;;
+            SUSPENDED) echo 'SUSPENDED;v5litepod-16;;' ;;
+        esac ;;
+    *queued-resources\ create*) [ ! -e refuse_create ] ;;
+    *tpu-vm\ describe*) next_of node ;;
+    *worker.sh\ status*)
+        answer=$(next_of workers)
+        if [ "$answer" = LOST ]; then echo 'ssh: connect to host: Connection timed out' >&2; exit 255; fi
+        worker=0
+        for word in $answer; do
+            case $word in [0-9]*) word="exit $word" ;; esac
+            if [ "$word" != nothing ]; then echo "e2h-worker $worker $word"; fi
+            worker=$((worker + 1))
+        done ;;
+    *worker.sh\ setup*) [ "$(next_of setup)" != LOST ] || exit 255 ;;
+    *worker.sh\ results*) tar -C share -cz . ;;
+    *config\ get-value*) echo '(unset)' >&2 ;;
+esac
+"""
+
+# What a call does, in a word.
+STEPS = {
+    r"queued-resources describe": "look",
+    r"queued-resources create": "create",
+    r"queued-resources delete": "delete",
+    r"tpu-vm describe": "node",
+    r"tpu-vm scp": "copy",
+    r"worker\.sh (setup|status|start|stop|results|logs)": None,
+}
 
 
 class Cloud:
@@ -58,6 +102,15 @@ class Cloud:
         path = self.folder / "calls"
         return path.read_text().splitlines() if path.exists() else []
 
+    @property
+    def steps(self) -> list[str]:
+        """What was asked of gcloud, in a word each."""
+        found = []
+        for call in self.calls:
+            match, name = next((match, name) for pattern, name in STEPS.items() if (match := re.search(pattern, call)))
+            found.append(name or match[1])
+        return found
+
     def words(self) -> list[list[str]]:
         return [shlex.split(call) for call in self.calls]
 
@@ -78,3 +131,14 @@ def without(cloud: Cloud) -> str:
                 (folder / name).symlink_to(f"{where}/{name}")
                 break
     return str(folder)
+
+
+@pytest.fixture
+def gcloud(cloud):
+    cloud.program("gcloud", GCLOUD)
+    cloud.play(slice=["NONE", "ACTIVE"], workers=["nothing", "finished"], setup=["ok"], node=["READY"])
+    share = cloud.folder / "share"
+    for name, text in {"run/done.json": "{}", "run/table.md": "| |", "run.logs/worker-0.txt": "one\ntwo\n"}.items():
+        (share / name).parent.mkdir(parents=True, exist_ok=True)
+        (share / name).write_text(text)
+    return cloud

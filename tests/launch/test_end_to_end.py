@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-# A slice is the home of its one worker, `home/`. It is preempted when the run waits for that: its processes are killed, the home
-# is gone.
+# A slice is the home of its one worker, `home/`. It is preempted when the run waits for that: its processes are killed, and the
+# home is gone.
 GCLOUD = r"""
 on_worker() {
     (cd home && HOME=$PWD bash -c "$1")
@@ -52,14 +52,14 @@ if [ "$starts" -le "$(cat "$workdir/../preemptions")" ]; then goal=$((20 * start
 for ((i = $(wc -l <"$workdir/lines"); i < goal; i++)); do echo "$i" >>"$workdir/lines"; done
 if [ $goal -lt 60 ]; then
     touch "$workdir/../waiting"
-    sleep 60
+    exec sleep 60
 fi
 echo '{"seconds": 1}' >"$workdir/done.json"
 """
 
 
 @pytest.fixture
-def gcloud(cloud):
+def folder_cloud(cloud):
     cloud.program("gcloud", GCLOUD)
     cloud.program("curl", "echo 0")
     programs = cloud.folder / "image" / "bin"
@@ -73,18 +73,18 @@ def gcloud(cloud):
 
 
 @pytest.mark.parametrize("preemptions", [0, 2])
-def test_a_run_is_finished_whatever_happens_to_its_slice(gcloud, preemptions):
-    disk = gcloud.folder / "disk"
+def test_a_run_is_finished_whatever_happens_to_its_slice(folder_cloud, preemptions):
+    disk = folder_cloud.folder / "disk"
     disk.mkdir()
     (disk / "preemptions").write_text(str(preemptions))
     where = ["--project=p", "--zone=z", "--topology=v6e:2x4", "--capacity=on-demand"]
     command = ["e2h", "recipe", f"--workdir={disk}/run"]
-    outcome = gcloud.run("tpu_vm.sh", "all", "my-run", *where, "--", *command, E2H_POLL_SECONDS="0.1")
+    outcome = folder_cloud.run("tpu_vm.sh", "all", "my-run", *where, "--", *command, E2H_POLL_SECONDS="0.1")
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
-    assert sum(" queued-resources create " in call for call in gcloud.calls) == 1 + preemptions
-    fetched = gcloud.folder / "runs" / "run"
+    assert sum(" queued-resources create " in call for call in folder_cloud.calls) == 1 + preemptions
+    fetched = folder_cloud.folder / "runs" / "run"
     assert json.loads((fetched / "done.json").read_text()) == {"seconds": 1}
     assert (fetched / "lines").read_text().split() == [str(i) for i in range(60)]
-    log = (gcloud.folder / "runs" / "run.logs" / "worker-0.txt").read_text()
+    log = (folder_cloud.folder / "runs" / "run.logs" / "worker-0.txt").read_text()
     assert log.count("e2h recipe") == 1 + preemptions and log.endswith("exit 0\n")
-    assert not (gcloud.folder / "home").exists()  # and nothing is left to pay for
+    assert not (folder_cloud.folder / "home").exists()  # and nothing is left to pay for
