@@ -13,7 +13,8 @@ last_error() {
 
 # In a dry run the answers are made up: the slice is not there until it has been requested, then it is; nothing goes wrong.
 pretended_slice="" pretended_workers=""
-answered="" # Google Cloud has answered once: from then on, a question without an answer is asked again
+answered=""   # Google Cloud has answered once: from then on, a question without an answer is asked again
+supervised="" # the slice was there once: from then on, it is requested until it is granted
 
 # Sets `state` to that of the queued resource, NONE if there is none, UNKNOWN if gcloud cannot tell just now; refuses one that is
 # another kind of slice.
@@ -40,7 +41,6 @@ look() {
 }
 
 need_slice() {
-    pretended_slice=ACTIVE
     look
     [ "$state" = ACTIVE ] || e2h_fail "the slice $name is not there (state $state): make it with up $name --topology=…"
 }
@@ -55,29 +55,34 @@ up() {
         case $state in
             ACTIVE) return ;;
             NONE)
-                e2h_call "${create[@]}" "$name" "--node-id=$name" "${where[@]}" "${slice_flags[@]}" ||
-                    e2h_fail "Google Cloud refuses the slice $name; gcloud says above why."
-                requested=yes pretended_slice=ACTIVE
+                if e2h_call "${create[@]}" "$name" "--node-id=$name" "${where[@]}" "${slice_flags[@]}"; then
+                    requested=yes pretended_slice=ACTIVE
+                else
+                    [ -n "$supervised" ] || e2h_fail "Google Cloud refuses the slice $name; gcloud says above why."
+                    pause
+                fi
                 ;;
             FAILED)
                 [ -z "$requested" ] || e2h_fail "the slice $name could not be made: $why."
-                delete_slice
+                delete_slice || pause
                 ;;
-            SUSPENDED) delete_slice ;;
+            SUSPENDED) delete_slice || pause ;;
             *) pause ;; # WAITING_FOR_RESOURCES, PROVISIONING, SUSPENDING, DELETING, UNKNOWN …
         esac
     done
 }
 
 delete_slice() {
-    e2h_call gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force ||
-        e2h_fail "the slice $name could not be deleted and may cost money; gcloud says above why."
+    e2h_call gcloud compute tpus queued-resources delete "$name" "${where[@]}" --force || return 1
     pretended_slice=""
+}
+
+delete_or_fail() {
+    delete_slice || e2h_fail "the slice $name could not be deleted and may cost money (down $name); gcloud says above why."
 }
 
 down() {
     local answer=""
-    pretended_slice=ACTIVE
     look
     if [ "$state" = NONE ]; then
         echo "there is no slice $name: nothing to delete"
@@ -88,7 +93,7 @@ down() {
         read -r -p "Delete the slice $name ($state) and what is on its workers' own disks? [y/N] " answer
         case $answer in [yY]*) ;; *) e2h_fail "$name was left there." ;; esac
     fi
-    delete_slice
+    delete_or_fail
 }
 
 # --- its workers
@@ -149,6 +154,10 @@ pack() {
     fi
 }
 
+fetch_or_fail() {
+    fetch || e2h_fail "the results of $name could not be fetched; gcloud says above why. The slice was left there (down $name)."
+}
+
 # The archive first, whole, so that a broken connection leaves the files of an earlier fetch as they were.
 fetch() {
     local archive="$into/.$name.tar.gz"
@@ -158,9 +167,9 @@ fetch() {
     if [ -n "$dry_run" ]; then
         echo "$(e2h_quoted "${words[@]}") > $(e2h_quoted "$archive")" >&3
     else
-        "${words[@]}" >"$archive" || e2h_fail "the results of $name could not be fetched; gcloud says above why."
+        "${words[@]}" >"$archive" || return 1
     fi
-    e2h_call tar -xzf "$archive" -C "$into"
+    e2h_call tar -xzf "$archive" -C "$into" || return 1
     e2h_call rm "$archive"
     e2h_note "$name: the run's files are in $into"
 }
@@ -171,6 +180,7 @@ fetch() {
 supervise() {
     local before="" failures=0 silence
     up
+    supervised=yes
     while :; do
         if ! ask_workers; then
             silence=$(last_error)
@@ -198,7 +208,7 @@ supervise() {
                 return "$run"
                 ;;
             130 | 143) stop_run ;; # a notice of preemption: the slice may be about to go, or not
-            idle) ;;
+            idle) case $answers in *running*) stop_run ;; esac ;; # the start reached only some of them
             *)
                 stop_run
                 failures=$((failures + 1))
@@ -209,7 +219,9 @@ supervise() {
         if ! start_run; then
             look
             if [ "$state" = ACTIVE ]; then failures=$((failures + 1)); fi
-            if [ $failures -gt "$retries" ]; then e2h_fail "$name: the installation fails; the last lines above say why."; fi
+            if [ $failures -gt "$retries" ]; then
+                e2h_fail "$name: the installation fails; the last lines above say why. The slice was left there (down $name)."
+            fi
             pause
         fi
     done
@@ -226,8 +238,8 @@ is_lost() {
             # Told a little earlier of the machines than of the queued resource, which then still has to go.
             node=$(gcloud compute tpus tpu-vm describe "$name" "${where[@]}" "--format=value(state)" 2>"$errors") || return 1
             case $node in PREEMPTED | TERMINATED) ;; *) return 1 ;; esac
+            delete_slice || return 1
             state=$node
-            delete_slice
             ;;
     esac
 }
@@ -237,10 +249,13 @@ stop_run() {
 }
 
 all() {
-    local code=0 folder
+    local code=0 folder try
     trap 'echo; echo "$name goes on without this terminal: the same command watches on, stop and down end it." >&2; exit 130' INT
     supervise || code=$?
-    fetch
+    for try in 1 2 3 4 fail; do
+        if [ $try = fail ]; then fetch_or_fail; elif fetch; then break; fi
+        pause
+    done
     folder=$into/$(basename "$workdir")
     if [ $code -eq 0 ] && [ -z "$dry_run" ] && [ ! -e "$folder/done.json" ]; then
         e2h_fail "$name: the command has ended, but there is no $folder/done.json; the slice was left there (down $name)."
@@ -249,7 +264,7 @@ all() {
     if [ -n "$keep" ] || { [ $code -ne 0 ] && [ -z "$share" ]; }; then
         e2h_note "$name is still there and costs money: down $name deletes it"
     else
-        delete_slice
+        delete_or_fail
     fi
     if [ $code -ne 0 ]; then
         echo "$(basename "$0"): the run ended with exit code $code; its last lines (all of them: $folder.logs):" >&2

@@ -155,6 +155,7 @@ trap 'rm -f "$errors"' EXIT
 
 # --- one action
 
+case $action in up | all) ;; *) pretended_slice=ACTIVE ;; esac
 case $action in
     up) up ;;
     run)
@@ -165,15 +166,13 @@ case $action in
         ;;
     status)
         look
-        echo "$name: $state"
-        if [ "$state" = ACTIVE ]; then
-            ask_workers || lost_workers
-            if [ -z "$dry_run" ]; then echo "$answers"; fi
-        fi
+        answers=""
+        if [ "$state" = ACTIVE ]; then ask_workers || lost_workers; fi
+        if [ -z "$dry_run" ]; then echo "$name: $state${answers:+$'\n'}$answers"; fi
         ;;
     logs) on_workers "$worker" "bash e2h_jax/launch/worker.sh logs" ;;
     stop) on_workers all "bash e2h_jax/launch/worker.sh stop" ;;
-    fetch) fetch ;;
+    fetch) fetch_or_fail ;;
     down) down ;;
     all) all ;;
 esac

@@ -83,7 +83,11 @@ start() {
     export E2H_PROCESS_INDEX PATH="$here/../.venv/bin:$PATH"
     cd "$here/.."
     setsid nohup bash "$here/worker.sh" attempt "$@" >>"$state/log" 2>&1 </dev/null &
-    while [ ! -s "$state/pid" ] && [ ! -e "$state/exit" ]; do sleep 0.05; done
+    local waited=0
+    while [ ! -s "$state/pid" ]; do
+        if [ $((waited += 1)) -gt 200 ]; then e2h_fail "the command does not start; is $workdir.logs writable?"; fi
+        sleep 0.05
+    done
     echo "worker $E2H_PROCESS_INDEX: started"
 }
 

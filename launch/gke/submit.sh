@@ -27,6 +27,12 @@ if [ -n "${help:-}" ] || [ $# -eq 0 ]; then
     exit
 fi
 
+# The words as strings of YAML (and JSON).
+json() {
+    local word
+    for word in "$@"; do printf '"%s"\n' "$(printf %s "$word" | sed 's/[\\"]/\\&/g')"; done
+}
+
 name=$1
 e2h_check_name "$name"
 shift
@@ -59,7 +65,7 @@ case $share in ?*:/*) ;; *) e2h_fail "--share=SERVER:/PATH is missing: the NFS s
 case $capacity in
     spot) selector='cloud.google.com/gke-spot: "true"' ;;
     on-demand) selector="" ;;
-    reservation:?*) selector="cloud.google.com/reservation-name: ${capacity#*:}" ;;
+    reservation:?*) selector="cloud.google.com/reservation-name: $(json "${capacity#*:}")" ;;
     *) e2h_fail "--capacity=$capacity is not known; it is spot, on-demand or reservation:NAME." ;;
 esac
 e2h_find_slice "$topology"
@@ -76,12 +82,6 @@ case $workdir in
     /mnt/e2h/?*) ;;
     *) e2h_fail "--workdir=$workdir is not on the share: it has to be /mnt/e2h/RUN, which all pods see." ;;
 esac
-
-# The words as strings of YAML (and JSON).
-json() {
-    local word
-    for word in "$@"; do printf '"%s"\n' "$(printf %s "$word" | sed 's/[\\"]/\\&/g')"; done
-}
 
 # Puts the variables of the environment in the place of their @NAMES@, one a line; a line of which nothing is left goes.
 render() {

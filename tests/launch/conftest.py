@@ -38,7 +38,8 @@ case "$*" in
             SUSPENDING) echo 'SUSPENDING;v5litepod-16;;' ;;
             SUSPENDED) echo 'SUSPENDED;v5litepod-16;;' ;;
         esac ;;
-    *queued-resources\ create*) [ ! -e refuse_create ] ;;
+    *queued-resources\ create*) [ "$(next_of create)" = ok ] ;;
+    *queued-resources\ delete*) [ "$(next_of delete)" = ok ] ;;
     *tpu-vm\ describe*) next_of node ;;
     *worker.sh\ status*)
         answer=$(next_of workers)
@@ -50,7 +51,7 @@ case "$*" in
             worker=$((worker + 1))
         done ;;
     *worker.sh\ setup*) [ "$(next_of setup)" != LOST ] || exit 255 ;;
-    *worker.sh\ results*) tar -C share -cz . ;;
+    *worker.sh\ results*) [ "$(next_of results)" = ok ] && tar -C share -cz . ;;
     *config\ get-value*) echo '(unset)' >&2 ;;
 esac
 """
@@ -137,6 +138,7 @@ def without(cloud: Cloud) -> str:
 def gcloud(cloud):
     cloud.program("gcloud", GCLOUD)
     cloud.play(slice=["NONE", "ACTIVE"], workers=["nothing", "finished"], setup=["ok"], node=["READY"])
+    cloud.play(create=["ok"], delete=["ok"], results=["ok"])
     share = cloud.folder / "share"
     for name, text in {"run/done.json": "{}", "run/table.md": "| |", "run.logs/worker-0.txt": "one\ntwo\n"}.items():
         (share / name).parent.mkdir(parents=True, exist_ok=True)

@@ -94,7 +94,7 @@ def test_slices(cloud, topology, accelerator, shape, pods, chips):
 
 def test_a_reservation(cloud):
     outcome = submit(cloud, "--dry-run", "--capacity=reservation:ours")
-    assert "              cloud.google.com/reservation-name: ours\n" in outcome.stdout
+    assert '              cloud.google.com/reservation-name: "ours"\n' in outcome.stdout
 
 
 def test_submitted(kubectl):

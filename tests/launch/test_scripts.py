@@ -1,6 +1,7 @@
 """All scripts of launch/: shellcheck, --help, and no bash newer than macOS's."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -34,3 +35,20 @@ def test_runs_with_bash_3(script):
     # What runs on a laptop. `mapfile`, associative arrays, ${name@Q}, ${name,,}, `local -n`, &>> are newer.
     text = re.sub(r"(?m)^\s*#.*", "", script.read_text())
     assert not re.findall(r"\bmapfile\b|\breadarray\b|(?:declare|local) -[An]|\$\{\w+@\w\}|\$\{\w+,,|\$\{\w+\^\^|&>>|\|&", text)
+
+
+def documented():
+    """The launchers' command lines in docs/pods.md, in words."""
+    blocks = "".join(re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "pods.md").read_text(), re.S))
+    lines = blocks.replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("bash launch/")]
+
+
+@pytest.mark.parametrize("words", documented(), ids=lambda words: " ".join(words)[:40])
+def test_the_documented_commands_are_accepted(cloud, words):
+    at = words.index("--") if "--" in words else len(words)
+    script, *words = [*words[:at], "--dry-run", *words[at:]]
+    where = {"CLOUDSDK_CORE_PROJECT": "p", "CLOUDSDK_COMPUTE_ZONE": "z"}
+    outcome = cloud.run(script.removeprefix("launch/"), *words, **where)
+    assert outcome.returncode == 0, outcome.stderr
+    assert cloud.calls == []

@@ -117,6 +117,31 @@ def test_silent_workers_of_a_slice_that_is_there_are_waited_for(gcloud):
     assert gcloud.steps.count("create") == 1
 
 
+def test_google_cloud_is_asked_again_when_it_refuses_what_was_there_before(gcloud):
+    gcloud.play(slice=["NONE", "ACTIVE", "SUSPENDED", "SUSPENDED", "SUSPENDED", "NONE", "NONE", "ACTIVE"])
+    gcloud.play(workers=["nothing", "LOST", "nothing", "0 0"], create=["ok", "no", "ok"], delete=["no", "ok"])
+    outcome = start(gcloud)
+    assert outcome.returncode == 0, outcome.stderr
+    assert gcloud.steps[7:15] == ["status", "look", "look", "delete", "look", "delete", "look", "create"]
+    assert gcloud.steps[15:] == ["look", "create", "look", "status", *INSTALL, "status", "results", "delete"]
+
+
+def test_a_start_that_reached_only_some_workers(gcloud):
+    gcloud.play(workers=["nothing", "running idle", "0 0"])
+    assert start(gcloud).returncode == 0
+    assert gcloud.steps[3:] == ["status", *INSTALL, "status", "stop", *INSTALL, "status", "results", "delete"]
+
+
+def test_results_that_cannot_be_fetched_at_once(gcloud):
+    gcloud.play(workers=["nothing", "0 0"], results=["no", "no", "ok"])
+    assert start(gcloud).returncode == 0
+    assert gcloud.steps[-4:] == ["results", "results", "results", "delete"]
+    gcloud.play(slice=["ACTIVE"], workers=["0 0"], results=["no"])
+    outcome = start(gcloud)
+    assert outcome.returncode == 2 and "could not be fetched" in outcome.stderr
+    assert gcloud.steps[-5:] == ["results"] * 5  # and the slice is there still
+
+
 def test_deleted_by_somebody_it_is_not_made_again(gcloud):
     gcloud.play(slice=["NONE", "ACTIVE", "NONE"], workers=["nothing", "LOST"])
     outcome = start(gcloud)

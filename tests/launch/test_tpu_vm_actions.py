@@ -120,7 +120,7 @@ def test_no_slice(gcloud, slices, said):
 
 
 def test_create_refused(gcloud):
-    (gcloud.folder / "refuse_create").touch()
+    gcloud.play(create=["no"])
     outcome = gcloud.run("tpu_vm.sh", "up", "my-run", *WHERE, *SLICE)
     assert outcome.returncode == 2 and "Google Cloud refuses the slice my-run" in outcome.stderr
 
@@ -179,6 +179,15 @@ def test_status_logs_stop_fetch(gcloud):
     assert gcloud.steps == ["look", "status", "logs", "stop", "results"]
     assert "--worker=3" in gcloud.calls[2] and gcloud.calls[4].endswith("results --everything'")
     assert (gcloud.folder / "here" / "run" / "table.md").exists()
+
+
+@pytest.mark.parametrize("action", "up run status logs stop fetch down".split())
+def test_a_dry_run_of_every_action(gcloud, action):
+    command = ["--", *RUN] if action == "run" else []
+    outcome = gcloud.run("tpu_vm.sh", action, "my-run", *WHERE, *SLICE, "--dry-run", *command)
+    assert outcome.returncode == 0 and outcome.stderr == "" and gcloud.calls == []
+    programs = {line.split()[0] for line in outcome.stdout.splitlines()}
+    assert "gcloud" in programs and programs <= {"gcloud", "git", "mkdir", "tar", "rm", "#"}
 
 
 def test_a_broken_fetch_leaves_what_was_there(gcloud):
