@@ -156,7 +156,7 @@ def test_deleted_by_somebody_it_is_not_made_again(gcloud):
         ("running 3", 3, 1),
         ("1 running", 1, 3),  # a bug: --retries=2 more
         ("143 137 143", 1, 3),  # killed, for want of memory say, and the others found it dead: not a preemption
-        ("143 2 1", 2, 1),
+        ("143 1 2", 2, 1),
     ],
 )
 def test_a_run_that_ends_with_an_error(gcloud, workers, code, starts):

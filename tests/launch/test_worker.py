@@ -19,6 +19,7 @@ trap 'echo saved; exit 143' TERM
 case $1 in
     end) exit "${2#--code=}" ;;
     hang) trap '' TERM ;;
+    slow) trap 'sleep 0.3; echo saved; exit 5' TERM ;;
 esac
 while :; do sleep 0.02; done
 """
@@ -131,12 +132,13 @@ def test_stop_ends_what_does_not_end(worker):
     assert worker.becomes("exit 137")
 
 
-def test_the_machine_shuts_down(worker):
-    # Everything gets SIGTERM: the command saves, and its exit code is kept.
-    worker.start("run")
+@pytest.mark.parametrize("kind, code", [("run", 143), ("slow", 5)])
+def test_the_machine_shuts_down(worker, kind, code):
+    # Everything gets SIGTERM: the command saves, and its own exit code is kept, however long it takes.
+    worker.start(kind)
     os.kill(parent_of(worker.pid), signal.SIGTERM)
     os.kill(worker.pid, signal.SIGTERM)
-    assert worker.becomes("exit 143")
+    assert worker.becomes(f"exit {code}")
     assert worker.log.count("saved") == 1
 
 
