@@ -79,6 +79,8 @@ class Cloud:
             "HOME": str(folder),
             "TMPDIR": str(folder),
             "E2H_POLL_SECONDS": "0",
+            # Git would refuse a clone that belongs to another user, as in a container.
+            **{"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"},
         }
 
     def program(self, name: str, answers: str = "") -> None:
