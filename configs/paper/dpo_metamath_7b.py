@@ -18,5 +18,5 @@ from stages import Recipe
 def get_config():
     recipe = Recipe("metamath", "7b")
     policies = [recipe.dpo("easy"), recipe.dpo("all"), recipe.dpo("answered")]
-    recipe.evaluate("dpo_table_7b", recipe.learnt(*policies))
+    recipe.evaluate("dpo_table_7b", recipe.learnt(*policies), against="sft_easy_7b")
     return recipe.finish()

@@ -21,5 +21,5 @@ def get_config():
         recipe.ppo("all", prm=True),
         *(recipe.ppo(questions, prm=False) for questions in ("easy", "answered")),
     ]
-    recipe.evaluate("ppo_table_7b", recipe.learnt(*policies))
+    recipe.evaluate("ppo_table_7b", recipe.learnt(*policies), against="sft_easy_7b")
     return recipe.finish()

@@ -18,7 +18,6 @@ from stages import Recipe
 def get_config():
     small = Recipe("prm800k", "7b")
     large = Recipe("prm800k", "34b", beside=small)
-    small_oprm, large_oprm = small.oprm(), large.oprm()
-    generators = small.reranked(oprm_7b=small_oprm, oprm_34b=large_oprm) | large.reranked(oprm_7b=small_oprm, oprm_34b=large_oprm)
-    large.evaluate("rerank_sizes", generators)
+    evaluators = {"oprm_7b": small.oprm(), "oprm_34b": large.oprm()}
+    large.evaluate("rerank_sizes", small.reranked(**evaluators) | large.reranked(**evaluators))
     return large.finish()

@@ -15,5 +15,5 @@ from stages import Recipe
 def get_config():
     recipe = Recipe("metamath", "7b")
     policies = [recipe.rest_em("easy")]
-    recipe.evaluate("rest_em_table_7b", recipe.learnt(*policies))
+    recipe.evaluate("rest_em_table_7b", recipe.learnt(*policies), against="sft_easy_7b")
     return recipe.finish()

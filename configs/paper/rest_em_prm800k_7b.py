@@ -18,5 +18,5 @@ from stages import Recipe
 def get_config():
     recipe = Recipe("prm800k", "7b")
     policies = [recipe.rest_em("easy"), recipe.rest_em("hard"), recipe.rest_em("answered")]
-    recipe.evaluate("rest_em_table_7b", recipe.learnt(*policies))
+    recipe.evaluate("rest_em_table_7b", recipe.learnt(*policies), against="sft_easy_7b")
     return recipe.finish()

@@ -41,8 +41,8 @@ SFT = {
     ("metamath", "7b"): {"learning_rate": 8e-6, "length": 1024, "batch_size": 32},
     ("metamath", "34b"): {"learning_rate": 5e-6, "length": 768, "batch_size": 64},  # a row for each of 64 chips, not 40 in all
 }
-# Table 4, reward models, in the same way. Its lengths are 768 (PRM) and 1024 (ORM, OPRM), the command's 1024 for a PRM too; here
-# always 1024, since a row that is too short loses a solution with all its steps.
+# Table 4, reward models, in the same way. Its lengths are 768 (PRM) and 1024 (ORM, OPRM), and the command's 1024 for a PRM too;
+# here always 1024, since a row that is too short loses a solution with all its steps.
 REWARD_RATE = {"7b": 2e-5, "34b": 1e-5}
 REWARD_ROWS = {("prm800k", "7b"): 64, ("prm800k", "34b"): 64, ("metamath", "7b"): 32}
 
@@ -84,10 +84,12 @@ class Recipe:
         self._seed = self.config.get_ref("seed")
 
     def finish(self) -> ConfigDict:
-        """The recipe's config. What `evaluate` writes is copied to the top of its workdir, behind the stage's name."""
-        evaluations = [name for name in self.config.stages if self.config[name].stage == "evaluate"]
-        files = ("results.json", "table.md", "curves.png")
-        self.config.publish = tuple((f"{name}/{file}", f"{name}_{file}") for name in evaluations for file in files)
+        """The recipe's config. What `evaluate` wrote is copied to the top of its workdir, behind the stage's name."""
+        for name in self.config.stages:
+            if self.config[name].stage == "evaluate":
+                sampled = any("samples" in paths for paths in self.config[name].generators.values())
+                files = ("results.json", "table.md", *(["curves.png"] if sampled else []))
+                self.config.publish += tuple((f"{name}/{file}", f"{name}_{file}") for file in files)
         return self.config.lock()
 
     def _add(self, name: str, stage: str, fields: Mapping[str, Any]) -> str:
@@ -277,9 +279,10 @@ class Recipe:
         """The easy generator and policies that came of it, greedily."""
         return {_name(policy): {"greedy": self.greedy(policy)} for policy in (self.sft("easy"), *policies)}
 
-    def evaluate(self, name: str, generators: Mapping[str, Mapping[str, Any]]) -> str:
-        """The table, by the paper's rules of grading (PRM800K's, without algebra)."""
+    def evaluate(self, name: str, generators: Mapping[str, Mapping[str, Any]], against: str = "") -> str:
+        """The table, by the paper's rules of grading (PRM800K's, without algebra); and each generator's difference to one."""
         fields = {"problems": self.problems("test"), "generators": generators, "rules": "strict", "seed": self._seed}
+        fields["compare"] = tuple((other, against) for other in generators if against and other != against)
         return self._add(name, "evaluate", fields)
 
     # Reinforcement learning from the easy generator (section 3.4), validated on 500 problems of all levels
