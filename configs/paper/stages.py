@@ -46,7 +46,8 @@ SFT = {
 REWARD_RATE = {"7b": 2e-5, "34b": 1e-5}
 REWARD_ROWS = {("prm800k", "7b"): 64, ("prm800k", "34b"): 64, ("metamath", "7b"): 32}
 
-# Sequences decoded together, over all chips. A quarter of them where every sequence has a prompt of its own.
+# Sequences decoded together, over all chips: as many as their keys and values leave room for. The prompts' lie beside them, so
+# that it is fewer where each has a prompt of its own, or where prompts are long.
 DECODED = {"7b": 512, "34b": 2048}
 
 # Table 2's questions of reinforcement learning: the data set, and its levels.
@@ -61,7 +62,7 @@ QUESTIONS = {
 def adamw(learning_rate: float, epochs: int) -> dict[str, Any]:
     """Linear warm-up over a fifth of an epoch, cosine to a hundredth; betas, epsilon, decay and clipping are the defaults.
 
-    The first step has not the rate 0 that the original's has, and masters and moments are float32 (the original's bfloat16).
+    Unlike the original's, the first step has a rate above 0, and master weights and moments are float32, not bfloat16.
     """
     return {
         "learning_rate": learning_rate,
@@ -107,7 +108,7 @@ class Recipe:
         return self._add("math", "prepare", fields) + f"/math/{split}"
 
     def questions(self, answered: bool) -> str:
-        """The training problems for reinforcement learning, prompts up to 384 tokens; hard ones' answers hidden, or not."""
+        """The training problems to draw solutions of, with prompts up to 384 tokens (98 % of them); hard answers hidden, or not."""
         name = "questions_answered" if answered else "questions"
         fields = {
             "source": "math",
@@ -151,7 +152,7 @@ class Recipe:
 
     def outcome_labels(self) -> str:
         """Outcomes of the easy generator's 32 solutions of each easy question, between 1:3 and 3:1 (appendix C.1)."""
-        problems = self.problems("train")
+        problems = self.questions(answered=False)
         drawn = {"problems": problems, "levels": EASY, "samples": 32}
         solutions = self._draw(f"outcome_samples_{self.size}", self.sft("easy"), drawn)
         fields = {"method": "outcome", "problems": problems, "samples": solutions, "levels": EASY, "seed": self._seed}
@@ -216,10 +217,11 @@ class Recipe:
         return self._draw(f"samples_{name}", generator, self._test() | {"samples": count})
 
     def greedy_in_context(self, pool: str) -> str:
-        return self._draw(f"greedy_icl_{pool}_{self.size}", self.base(), self._test() | self._shots(pool) | self._alone())
+        fields = self._test() | self._alone() | self._shots(pool) | {"rows": DECODED[self.size] // 16}
+        return self._draw(f"greedy_icl_{pool}_{self.size}", self.base(), fields)
 
     def samples_in_context(self, pool: str) -> str:
-        fields = self._test() | self._shots(pool) | {"samples": 256, "temperature": 0.9}
+        fields = self._test() | self._shots(pool) | {"samples": 256, "temperature": 0.9, "rows": DECODED[self.size] // 2}
         return self._draw(f"samples_icl_{pool}_{self.size}", self.base(), fields)
 
     def _test(self) -> dict[str, Any]:
@@ -361,12 +363,20 @@ class Recipe:
             "optimizer": optimizer,
             "value_optimizer": optimizer,
             "validation": learning["validation"] | {"every": 10},
-            "kl": {"coef": 0.002 if metamath else 0.01, "quantize": "int8", "estimator": "k1_clamped"},  # quirk: k1_clamped
+            "kl": {
+                "coef": 0.002 if metamath else 0.01,
+                "estimator": "k1_clamped",  # quirk
+                "quantize": "int8",
+            },
             "mask_padding": False,  # quirk
             "loss_mean": "slots",  # quirk
-            "reward": self._process_rewards() if prm else shaping.paper() | {"process": "none"},  # quirk: shaping.paper()
-            # Quirk: drawn from the 50 likeliest tokens, but judged by the probabilities of all.
-            "sample": {"temperature": 1.2 if metamath else 0.7, "top_k": 50, "max_new_tokens": 768, "rows": 256},
+            "reward": shaping.paper() | (self._process_rewards() if prm else {"process": "none"}),  # quirk: shaping.paper()
+            "sample": {
+                "temperature": 1.2 if metamath else 0.7,
+                "top_k": 50,  # quirk: judged by the probabilities of all tokens
+                "max_new_tokens": 768,
+                "rows": 256,
+            },
             "length": 384 + 768,
             "forward_rows": 32,
             "update_rows": 8,
@@ -377,7 +387,7 @@ class Recipe:
 
     def _process_rewards(self) -> dict[str, Any]:
         rows = {"row_length": 384 + 768, "tokens_per_batch": 32 * (384 + 768)}
-        return shaping.paper() | {"model": self.prm() + "/model", "quantize": "int8"} | rows
+        return {"model": self.prm() + "/model", "quantize": "int8"} | rows
 
 
 def _name(folder: str) -> str:
