@@ -108,7 +108,7 @@ class Recipe:
         return self._add("math", "prepare", fields) + f"/math/{split}"
 
     def questions(self, answered: bool) -> str:
-        """The training problems to draw solutions of, with prompts up to 384 tokens (98 % of them); hard answers hidden, or not."""
+        """Training problems to draw solutions of: prompts of 384 tokens at most (98 % of all); hard answers hidden, or not."""
         name = "questions_answered" if answered else "questions"
         fields = {
             "source": "math",
