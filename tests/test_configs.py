@@ -266,10 +266,9 @@ def test_rerank_of_prm800k_runs(finished):
     assert {("sft_7b", "weighted", name) for name in ("prm", "orm", "oprm")} <= found
     assert ("sft_7b", "greedy", None) in found and ("sft_7b", "majority", None) in found
     levels = {record["level"] for record in read_many(workdir / "outcome_labels_7b/orm/train", "labelled")}
-    assert levels <= {1, 2, 3}
+    assert levels and levels <= {1, 2, 3}
     parts = {record["part"] for record in read_many(workdir / "mixed_labels_7b/oprm/train", "labelled")}
     assert parts == {"prm", "orm"}
-
 
 
 def test_in_context_learning_and_fine_tuning_on_metamath_run(finished):
