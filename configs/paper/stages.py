@@ -380,7 +380,7 @@ class Recipe:
             "length": 384 + 768,
             "forward_rows": 32,
             "update_rows": 8,
-            "mesh": (2, -1, 4),
+            "mesh": (1, -1, 4),  # four models, rollouts and updates on one mesh
         }
         kind = "" if prm else "outcome_"
         return self._add(f"ppo_{kind}{questions}_{self.size}", "ppo", learning | fields)
