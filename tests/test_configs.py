@@ -202,7 +202,7 @@ def one_device(shape=None):
 def shrink(config, world: dict[str, str]) -> None:
     """Makes every stage read the toy world, and run for seconds."""
     training = {"batch_size": 8, "length": 64, "microbatches": 1}
-    drawing = {"rows": 16, "max_new_tokens": 24, "prompt_bucket": 16}
+    drawing = {"rows": 16, "max_new_tokens": 24, "prompt_bucket": 64}
     small = {
         "prepare": {},
         "convert": {"source": world["huggingface"], "vocab_size": 0},
@@ -218,7 +218,7 @@ def shrink(config, world: dict[str, str]) -> None:
     small["rest_em"] = rounds
     scoring = {f"score.{name}": value for name, value in small["score"].items()}
     small["dpo"] = rounds | scoring | {"train.length": 96, "margin": 0.0, "margin_hidden": 0.0}
-    small["ppo"] = {f"sample.{name}": value for name, value in (drawing | {"prompt_bucket": 32}).items()}
+    small["ppo"] = {f"sample.{name}": value for name, value in drawing.items()}
     small["ppo"] |= {"steps": 1, "questions_per_step": 8, "minibatches": 2, "length": 64, "validation.every": 1}
     small["ppo"] |= {"reward.row_length": 64, "reward.tokens_per_batch": 512, "reward.grade_workers": 1}
     for name in config.stages:
