@@ -6,12 +6,14 @@ An empty ConfigDict in `defaults()` is open: a config file may put anything into
 """
 
 import ast
+import contextlib
 import hashlib
 import importlib.util
 import json
 import math
 import os
 import re
+import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,7 +26,7 @@ from e2h_jax.errors import UserError, nearest
 
 
 def load_file(path: str) -> ConfigDict:
-    """Returns what `get_config()` of a python file returns, locked.
+    """Returns what `get_config()` of a python file returns, locked. The file may import modules that lie beside it.
 
     Raises:
       UserError: no such file, no such function, or an error inside the file, with its line.
@@ -40,10 +42,11 @@ def load_file(path: str) -> ConfigDict:
     spec = importlib.util.spec_from_file_location("e2h_config", file.absolute())
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise UserError(f"{path} has no function get_config().")
-        config = module.get_config()
+        with _imports_from(file.absolute().parent):
+            spec.loader.exec_module(module)
+            if not hasattr(module, "get_config"):
+                raise UserError(f"{path} has no function get_config().")
+            config = module.get_config()
     except SyntaxError as error:
         where = path if error.filename == spec.origin else error.filename
         raise UserError(f"{where}:{error.lineno}: {error.msg}.") from None
@@ -55,6 +58,21 @@ def load_file(path: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UserError(f"get_config() of {path} returns a {type(config).__name__}, not a ConfigDict.")
     return config.lock()
+
+
+@contextlib.contextmanager
+def _imports_from(folder: Path) -> Iterator[None]:
+    """Looks for imported modules in `folder` first, as Python does for a script, and forgets those it found there."""
+    known = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        # Another folder's module may have the same name.
+        for name in set(sys.modules) - known:
+            if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == folder:
+                del sys.modules[name]
 
 
 def _sentence(error: Exception) -> str:

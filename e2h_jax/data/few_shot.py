@@ -22,7 +22,8 @@ def write_few_shot(config: Any, workdir: Path) -> dict:
     if config.shots < 1:
         raise UserError("config.shots must be at least 1.")
     problems = select_levels(read_many(config.path, "problem"), tuple(config.levels))
-    pool = [problem for problem in problems if _is_solved(problem["solution"] or "", template)]
+    # A solution that goes on from a prefix is no whole one.
+    pool = [p for p in problems if not p.get("prefix") and _is_solved(p["solution"] or "", template)]
     if len(pool) < config.shots:
         solved = f'a solution that ends with its answer in the format "{config.template}"'
         raise UserError(f"{config.path}: of {len(problems)} problems {len(pool)} have {solved}; config.shots={config.shots}.")

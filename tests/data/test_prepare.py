@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 
@@ -149,25 +148,3 @@ def test_sources_are_handed_on(config, tmp_path, monkeypatch):
     config.source = "rerank_pool"
     assert prepare.run(config, tmp_path) == {"path": config.path, "folder": tmp_path}
     assert [source for source, _ in calls] == ["arithmetic", "arithmetic_labels"]
-
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-
-
-@pytest.mark.parametrize("name", ["math_smoke", "automatic_labels"])
-def test_recipes_fit_their_stages(name):
-    from e2h_jax import recipe
-    from e2h_jax.config import load_file
-
-    recipe.check(load_file(str(CONFIGS / f"{name}.py")))
-
-
-@pytest.mark.parametrize("path", sorted((CONFIGS / "data").glob("*.py")), ids=lambda path: path.stem)
-def test_configs_of_data_fit(path):
-    from e2h_jax.config import load_file
-    from e2h_jax.stage import check_config
-
-    config = load_file(str(path))
-    check_config("prepare", config)
-    assert config.source in prepare.CATALOG or config.source in prepare.FILES
-    assert f"configs/data/{path.name}" in path.read_text()

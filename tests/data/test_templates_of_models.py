@@ -239,6 +239,9 @@ def test_few_shot_prompts_of_a_pool(tmp_path):
     hard, hard_chosen = made(levels=(4, 5), shots=2)
     assert len(hard_chosen) == 2 and {levels[identity] for identity in hard_chosen} <= {4, 5}
     assert made(levels=(1, 2, 3))[1] == chosen != made(levels=(1, 2, 3), seed=1)[1]
+    write_records(tmp_path / "pool.jsonl", [problem | {"prefix": "Half of it."} for problem in problems[:-4]] + problems[-4:])
+    assert sorted(made()[1]) == [f"p/{n}" for n in range(36, 40)], "what goes on from a prefix is no whole solution"
+    write_records(tmp_path / "pool.jsonl", problems)
     with pytest.raises(UserError, match='of 40 problems 40 have a solution .* format "e2h"; config.shots=41'):
         made(shots=41)
 
