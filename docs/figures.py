@@ -124,8 +124,10 @@ def reward_models(run: Path) -> None:
         lines = metrics(run / evaluator)
         for panel, name in ((loss, "label_loss"), (accuracy, "label_accuracy")):
             draw(panel, lines, name, color=color, alpha=0.25, linewidth=0.8)
-            values = np.convolve([line[name] for line in lines], np.ones(9) / 9, mode="valid")
-            panel.plot([line["step"] for line in lines[4:-4]], values, color=color, label=evaluator.upper())
+            width = min(9, len(lines))
+            means = np.convolve([line[name] for line in lines], np.ones(width) / width, mode="valid")
+            steps = [line["step"] for line in lines[width // 2 :][: len(means)]]
+            panel.plot(steps, means, color=color, label=evaluator.upper())
     loss.set(title="label_loss", xlabel="step", ylim=(0, None))
     accuracy.set(title="label_accuracy", xlabel="step")
     accuracy.legend(frameon=False)

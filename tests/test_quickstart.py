@@ -2,7 +2,9 @@
 
 import json
 import re
+import runpy
 import shutil
+from pathlib import Path
 
 import jax
 import pytest
@@ -129,6 +131,14 @@ def test_every_number_is_defined_on_its_page(finished, metric_names):
     patterns = [re.sub(r"<\w+>", r"[\\w.]+", re.escape(name)) for name in metric_names]
     assert len(names) > 80
     assert [name for name in sorted(names) if not any(re.fullmatch(pattern, name) for pattern in patterns)] == []
+
+
+def test_the_figures_of_the_pages_are_drawn_from_a_run(finished, tmp_path, monkeypatch):
+    figures = runpy.run_path("docs/figures.py")
+    monkeypatch.setitem(figures["main"].__globals__, "IMAGES", tmp_path)
+    figures["main"](finished)
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert drawn == {path.name for path in Path("docs/images").iterdir()} - {"quickstart_curves.png"}  # of an earlier seed
 
 
 def contents(folder):
