@@ -160,9 +160,10 @@ def rest_em(run: Path) -> None:
 
 
 def dpo(run: Path) -> None:
+    rounds = metrics(run / "dpo")
     figure, (left, middle, right) = panels(3)
-    validation(left, metrics(run / "dpo"), "_", "round")
-    for number, style in ((1, "-"), (2, "--")):
+    validation(left, rounds, "_", "round")
+    for number, style in zip(range(1, len(rounds)), ("-", "--", ":", "-."), strict=False):
         lines = metrics(run / f"dpo/round-{number}/train")
         draw(middle, lines, "chosen_reward", color=GREEN, linestyle=style, label=f"chosen_reward, round {number}")
         draw(middle, lines, "rejected_reward", color=ORANGE, linestyle=style, label=f"rejected_reward, round {number}")
