@@ -1,5 +1,6 @@
 """The pages say what is so: links, commands, names of files and of metrics. Without mkdocs; launch/docs.sh builds them."""
 
+import functools
 import importlib.util
 import re
 import shlex
@@ -92,31 +93,27 @@ def commands(page):
 
 
 def wrong_command(line):
-    """What is wrong with a command, or None. A value of … or $NAME stands for the reader's own."""
-    words = [word for word in shlex.split(line)[1:] if word not in ("…", "<stage>")]
+    """What is wrong with a command, or None. … and $NAME stand for the reader's own, as does a config without a folder."""
+    own = ("…", "$", "<", "--config.…")
+    words = [word for word in shlex.split(line)[1:] if not word.startswith(own)]
     if not words or words[0] in main.COMMANDS:
         return None
-    if words[0].startswith("$") or (words[0].startswith("--") and words[0] != "--help"):
-        return None
-    words = [word for word in words if not word.startswith("$") and not word.startswith("--config.…")]
     try:
         command = main.parse(words)
         if command.stage is None:
             return None
-        module = stage.load(command.stage)
-        ours = command.config and "/" in command.config and "…" not in command.config and "<" not in command.config
-        if command.stage == "recipe" and not ours:
+        config = stage.load(command.stage).defaults().lock()
+        if command.config and "/" in command.config and not re.search("[…<]", command.config):
+            config = configs.load_file(str(ROOT / command.config))
+        elif command.stage == "recipe":  # its fields are those of its config
             return None
-        config = configs.load_file(str(ROOT / command.config)) if ours else module.defaults().lock()
         for override in command.overrides:
-            name, equals, value = override.partition("=")
-            if not equals or "…" in value or "$" in value:
-                field = config
-                for part in name.split("."):
-                    field = field[part]
+            name, _, value = override.partition("=")
+            if "…" in value or "$" in value:
+                functools.reduce(lambda group, part: group[part], name.split("."), config)
             else:
                 configs.override(config, [override])
-    except (UserError, KeyError, AttributeError, TypeError) as error:
+    except (UserError, KeyError, TypeError) as error:
         return f"{line}: {error}"
     return None
 
