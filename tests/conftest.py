@@ -1,6 +1,7 @@
 """Every test process: JAX on the CPU, with eight simulated devices. Fixtures that several test files share."""
 
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -89,3 +90,10 @@ def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(stage, "STAGES", {"toy": "toys.toy", "recipe": "e2h_jax.recipe"})
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def metric_names() -> list[str]:
+    """The names that docs/metrics.md defines; <group> and the like stand for what differs from run to run."""
+    rows = re.findall(r"^\| (`[^|]*) \|", (ROOT / "docs/metrics.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return [name for row in rows for name in re.findall(r"`([^`]+)`", row)]

@@ -1,7 +1,10 @@
 """The quickstart recipe from nothing to the table, shrunk: what it writes, not how good it is."""
 
 import json
+import re
+import runpy
 import shutil
+from pathlib import Path
 
 import jax
 import pytest
@@ -104,6 +107,38 @@ def test_every_sample_is_judged_by_every_evaluator(finished):
         assert {(r["problem_id"], r["sample"]) for r in read_many(finished / f"score_{name}", "scored")} == keys
         assert read_many(finished / f"labels/{name}.jsonl", "labelled")
     assert len(read_many(finished / "greedy", "sample")) == 12
+
+
+def written(value, names):
+    """Adds the names of all numbers in a JSON document to `names`; not those that a config has given."""
+    given = ("seconds", "graded", "levels", "subjects", "metrics")
+    for name, below in value.items() if isinstance(value, dict) else ():
+        names.add(name)
+        for entry in below.values() if name in given and isinstance(below, dict) else [below]:
+            written(entry, names)
+    for entry in value if isinstance(value, list) else ():
+        written(entry, names)
+
+
+def test_every_number_is_defined_on_its_page(finished, metric_names):
+    names = set()
+    for path in finished.rglob("metrics.jsonl"):
+        for line in path.read_text().splitlines():
+            written(json.loads(line), names)
+    for path in finished.glob("*/done.json"):
+        written(json.loads(path.read_text())["metrics"], names)
+    written(json.loads((finished / "results.json").read_text()), names)
+    patterns = [re.sub(r"<\w+>", r"[\\w.]+", re.escape(name)) for name in metric_names]
+    assert len(names) > 80
+    assert [name for name in sorted(names) if not any(re.fullmatch(pattern, name) for pattern in patterns)] == []
+
+
+def test_the_figures_of_the_pages_are_drawn_from_a_run(finished, tmp_path, monkeypatch):
+    figures = runpy.run_path("docs/figures.py")
+    monkeypatch.setitem(figures["main"].__globals__, "IMAGES", tmp_path)
+    figures["main"](finished)
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert drawn == {path.name for path in Path("docs/images").glob("*.png")} - {"quickstart_curves.png"}  # of an earlier seed
 
 
 def contents(folder):

@@ -54,8 +54,10 @@ class Models:
       config: of the `ppo` stage.
 
     Attributes:
-      graph, config: of the policy.
-      policy, value: Learners; `value` may be None.
+      graph: the policy's, without its parameters.
+      config: the policy's LlamaConfig.
+      policy: the policy's Learner.
+      value: the value model's Learner, or None.
       kl_coef: the coefficient as it is now.
       stopped: the run has ended early.
     """
