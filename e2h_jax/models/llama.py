@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from e2h_jax.models import flash
 from e2h_jax.models.projection import dense, look_up, project
 from e2h_jax.models.rotary import RopeScaling, rotary_angles, rotate
 from e2h_jax.parallel.rules import constrain
@@ -47,7 +48,7 @@ class LlamaConfig:
     family: str = "llama"  # whose config.json the model gets when it is exported
     dtype: str = "float32"  # compute dtype: float32 or bfloat16
     unroll: int = 1  # layers per iteration of the scan: 1 compiles fastest, `layers` runs fastest for tiny models
-    remat: str = "none"  # what the backward pass recomputes: none | full (keep layer inputs only) | dots (keep matrix products)
+    remat: str = "none"  # what the backward pass recomputes: none | full (keep layer inputs only) | dots (keep matrix products and flash attention)
 
 
 def _param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], scale: float) -> nnx.Param:
@@ -122,7 +123,10 @@ UNLIMITED = 2**30  # a window that nothing falls out of
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(flash.RESULT),
+    ),
 }
 
 

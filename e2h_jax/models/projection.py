@@ -25,6 +25,15 @@ PRODUCTS = {
 }
 
 
+def einsum(formula: str, x: jax.Array, y: jax.Array, out_dtype=None) -> jax.Array:
+    """`jnp.einsum`, returned in `out_dtype` if given. A product of float32 operands is float32's on every device.
+
+    TPUs compute it in bfloat16 otherwise, and GPUs in TensorFloat-32.
+    """
+    exact = jax.lax.Precision.HIGHEST if x.dtype == y.dtype == jnp.float32 else None
+    return jnp.einsum(formula, x, y, precision=exact, preferred_element_type=out_dtype)
+
+
 def project(module: nnx.Module, name: str, x: jax.Array, out_dtype=None) -> jax.Array:
     """The product of `x` with a weight of `module` (see `PRODUCTS`), its adapter and its bias added.
 
@@ -32,9 +41,9 @@ def project(module: nnx.Module, name: str, x: jax.Array, out_dtype=None) -> jax.
     """
     weight, bias, scale = (getattr(module, name + end, None) for end in ("", "_bias", "_scale"))
     if scale is None:
-        y = jnp.einsum(PRODUCTS[name], x, weight[...].astype(x.dtype), preferred_element_type=out_dtype)
+        y = einsum(PRODUCTS[name], x, weight[...].astype(x.dtype), out_dtype)
     else:  # a scale for each output: it comes after the sum, which int8 weights enter exactly
-        y = jnp.einsum(PRODUCTS[name], x, weight[...].astype(x.dtype), preferred_element_type=jnp.float32)
+        y = einsum(PRODUCTS[name], x, weight[...].astype(x.dtype), jnp.float32)
         y = (y * scale[...]).astype(out_dtype or x.dtype)
     if hasattr(module, name + "_lora_a"):
         y += _low_rank(module, name, x).astype(y.dtype)
@@ -47,8 +56,8 @@ def _low_rank(module: nnx.Module, name: str, x: jax.Array) -> jax.Array:
     inputs = activation.removeprefix("...")
     outputs = result.removeprefix("...")
     a, b = (getattr(module, f"{name}_lora_{part}")[...].astype(x.dtype) for part in "ab")
-    inner = jnp.einsum(f"...{inputs},{inputs}r->...r", x, a)
-    return jnp.einsum(f"...r,r{outputs}->...{outputs}", inner, b) * module.lora_scale
+    inner = einsum(f"...{inputs},{inputs}r->...r", x, a)
+    return einsum(f"...r,r{outputs}->...{outputs}", inner, b) * module.lora_scale
 
 
 def look_up(module: nnx.Module, name: str, ids: jax.Array, dtype: str) -> jax.Array:
