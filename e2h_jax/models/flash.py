@@ -18,7 +18,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 
 from e2h_jax.parallel.rules import axis_size, partition_spec
 
-RESULT = "flash_attention"  # name, for rematerialisation, of what the backward pass needs of the forward pass
+RESULT = "flash_attention"  # Splash's name, for rematerialisation, of its output and of its softmax's logarithmic sums
 SHORTEST = 128  # tokens: shorter rows would be mostly padding
 LANES = 128  # what Splash's blocks of keys and of queries must be multiples of
 
@@ -42,6 +42,12 @@ def kernel_for(q_BxLxHxh: jax.Array, window) -> Callable | None:
     if kernel is None or not suits or isinstance(window, jax.Array) or batch % axis_size(mesh, "batch"):
         return None
     return lambda *operands: on_mesh(kernel, *operands)
+
+
+def keep_results(primitive, *_, **parameters) -> bool:
+    """Rematerialisation policy: a kernel's results are kept, so that the backward pass need not run it forward again."""
+    named = primitive.name == "name" and parameters["name"] == RESULT
+    return named or primitive.name == "dot_product_attention_fwd_wrapper"  # cuDNN's
 
 
 def on_mesh(kernel: Callable, q_BxLxHxh, k_BxLxKxh, v_BxLxKxh, segment_ids_BxL, window) -> jax.Array:

@@ -124,8 +124,7 @@ UNLIMITED = 2**30  # a window that nothing falls out of
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(flash.RESULT),
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, flash.keep_results
     ),
 }
 
@@ -165,7 +164,6 @@ class Llama(nnx.Module):
         x_BxLxD = constrain(x_BxLxD, "batch", "length", None)
         rotary = self.angles(positions_BxL) if rotary is None else rotary
         graph, stacked = nnx.split(self.blocks)
-        windows = jnp.where(jnp.arange(c.layers) < c.window_from, UNLIMITED, c.window) if c.window and c.window_from else None
 
         def layer(x, inputs):
             params, cache, window = inputs
@@ -175,10 +173,14 @@ class Llama(nnx.Module):
         if layers is not None:
             kept = []
             for number, (params, own) in enumerate(zip(layers, cache, strict=True)):
-                x_BxLxD, new = layer(x_BxLxD, (params, own, None if windows is None else windows[number]))
+                window = UNLIMITED if number < c.window_from else None
+                x_BxLxD, new = layer(x_BxLxD, (params, own, window))
                 kept.append(new)
             return rms_norm(x_BxLxD, self.norm[...], c.norm_eps), kept
 
+        windows = None  # where layers differ in a window that matters: a scan has one program for all
+        if c.window and c.window_from and (cache is not None or c.window < tokens_BxL.shape[1]):
+            windows = jnp.where(jnp.arange(c.layers) < c.window_from, UNLIMITED, c.window)
         if c.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
         x_BxLxD, kept = jax.lax.scan(layer, x_BxLxD, (stacked, cache, windows), unroll=min(c.unroll, c.layers))
