@@ -48,7 +48,9 @@ class LlamaConfig:
     family: str = "llama"  # whose config.json the model gets when it is exported
     dtype: str = "float32"  # compute dtype: float32 or bfloat16
     unroll: int = 1  # layers per iteration of the scan: 1 compiles fastest, `layers` runs fastest for tiny models
-    remat: str = "none"  # what the backward pass recomputes: none | full (keep layer inputs only) | dots (keep matrix products and flash attention)
+    # What the backward pass recomputes: none | full (keeps the layers' inputs only) | dots (keeps matrix products and what
+    # `flash.py` computes)
+    remat: str = "none"
 
 
 def _param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], scale: float) -> nnx.Param:

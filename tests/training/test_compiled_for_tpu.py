@@ -31,7 +31,7 @@ def mesh():
             patch.setenv(f"TPU_{name}", value)
         patch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # another test may have it
         kept = jax.config.jax_enable_compilation_cache
-        jax.config.update("jax_enable_compilation_cache", False)  # it cannot read back what it keeps for a TPU that is not there
+        jax.config.update("jax_enable_compilation_cache", False)  # it could not read back what it keeps
         yield make_mesh((1, 2, 2), topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices)
         jax.config.update("jax_enable_compilation_cache", kept)
 
