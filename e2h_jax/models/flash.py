@@ -10,12 +10,14 @@ has to be float32's, see `projection.einsum`.
 Shapes as in `attention.py`: q [B, L, H, h], k and v [B, L, K, h], segment ids int32 [B, L].
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
 
+from e2h_jax.parallel.mesh import platform
 from e2h_jax.parallel.rules import axis_size, partition_spec
 
 RESULT = "flash_attention"  # Splash's name, for rematerialisation, of its output and of its softmax's logarithmic sums
@@ -26,7 +28,7 @@ LANES = 128  # what Splash's blocks of keys and of queries must be multiples of
 def kernel_for(q_BxLxHxh: jax.Array, window) -> Callable | None:
     """The kernel that suits these queries on the devices of the mesh that is set; None if there is none.
 
-    Decided by the mesh's devices, which need not be those of the machine that compiles. No kernel for: other dtypes than
+    No kernel for: other dtypes than
     bfloat16; rows of fewer than 128 tokens; a window that is traced; heads smaller than 64, or larger than 256; rows that the
     mesh does not cut evenly.
 
@@ -34,14 +36,13 @@ def kernel_for(q_BxLxHxh: jax.Array, window) -> Callable | None:
       a function (q, k, v, segment_ids, window) -> out, causal and within segments.
     """
     batch, length, _, head_dim = q_BxLxHxh.shape
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.abstract_device is None:
-        return None
-    kernel = {"tpu": splash, "gpu": cudnn}.get(mesh.abstract_device.platform)
+    kernel = {"tpu": splash, "gpu": cudnn}.get(platform())
     suits = q_BxLxHxh.dtype == jnp.bfloat16 and length >= SHORTEST and 64 <= head_dim <= 256
-    if kernel is None or not suits or isinstance(window, jax.Array) or batch % axis_size(mesh, "batch"):
+    if kernel is None or not suits or isinstance(window, jax.Array):
         return None
-    return lambda *operands: on_mesh(kernel, *operands)
+    if batch % axis_size(jax.sharding.get_abstract_mesh(), "batch"):
+        return None
+    return functools.partial(on_mesh, kernel)
 
 
 def keep_results(primitive, *_, **parameters) -> bool:

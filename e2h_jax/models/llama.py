@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from e2h_jax.models import flash
-from e2h_jax.models.projection import dense, look_up, project
+from e2h_jax.models.projection import TURNED, dense, look_up, project
 from e2h_jax.models.rotary import RopeScaling, rotary_angles, rotate
+from e2h_jax.parallel.mesh import platform
 from e2h_jax.parallel.rules import constrain
 
 
@@ -203,7 +204,10 @@ class Llama(nnx.Module):
 
 
 def unstack(params: nnx.State, dtype: str) -> tuple[nnx.State, list[nnx.State]]:
-    """Parameters for decoding: (all but the layers', those of every layer), matrices in the compute dtype."""
+    """Parameters for decoding: (all but the layers', those of every layer), matrices in the compute dtype.
+
+    For a TPU, query, key and value weights are turned to the layout that its products read, see `projection.TURNED`.
+    """
 
     def cast(name, param):  # norms and the scales of int8 weights stay float32, int8 weights what they are
         def matrix(x):
@@ -211,10 +215,15 @@ def unstack(params: nnx.State, dtype: str) -> tuple[nnx.State, list[nnx.State]]:
 
         return jax.tree.map(lambda x: x.astype(dtype) if matrix(x) else x, param)
 
+    turned = TURNED if platform() == "tpu" else ()
+
+    def of_layer(number, name, param):
+        own = jax.tree.map(lambda x: x[number], param)
+        return cast(name, jax.tree.map(lambda x: x.reshape(x.shape[0], -1).T, own) if name in turned else own)
+
     blocks = params["blocks"]
     layers = range(jax.tree.leaves(blocks)[0].shape[0])
     rest = nnx.State({name: cast(name, param) for name, param in params.items() if name != "blocks"})
     return rest, [
-        nnx.State({name: cast(name, jax.tree.map(lambda x, i=i: x[i], param)) for name, param in blocks.items()})
-        for i in layers
+        nnx.State({name: of_layer(number, name, param) for name, param in blocks.items()}) for number in layers
     ]

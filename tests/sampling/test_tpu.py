@@ -65,6 +65,13 @@ def test_prefill_never_has_the_scores_of_all_pairs_of_tokens(kernel):
     assert "splash_mha_fwd" in text and not re.search(r"f32\[(\d+,)+128,128\]", text)
 
 
+def test_decoding_copies_no_weights(kernel):
+    """Of a layer's q, k and v a device has 512 of the 256 x 1024 numbers an input each; they are read as they are kept."""
+    text = kernel.programs["decode", 1, 1].as_text()
+    assert not re.search(r"= bf16\[256,(256|128)\]\S* copy\(", text) and not re.search(r"bf16\[256,[12],128\]", text)
+    assert kernel.programs["decode", 1, 1].memory_analysis().temp_size_in_bytes < 2**20
+
+
 def test_products_of_cached_keys_are_bfloat16s_there(kernel):
     """Widened to float32, as they must be on a CPU, the cache would be read twice as wide."""
     text = kernel.programs["decode", 1, 2].as_text()
