@@ -28,21 +28,20 @@ LANES = 128  # what Splash's blocks of keys and of queries must be multiples of
 def kernel_for(q_BxLxHxh: jax.Array, window) -> Callable | None:
     """The kernel that suits these queries on the devices of the mesh that is set; None if there is none.
 
-    No kernel for: other dtypes than
-    bfloat16; rows of fewer than 128 tokens; a window that is traced; heads smaller than 64, or larger than 256; rows that the
-    mesh does not cut evenly.
+    No kernel for: other dtypes than bfloat16; rows of fewer than 128 tokens; a window that is traced; heads of other sizes than
+    64 to 256 on TPU, and multiples of 8 up to 128 on GPU; rows that the mesh does not cut evenly.
 
     Returns:
       a function (q, k, v, segment_ids, window) -> out, causal and within segments.
     """
     batch, length, _, head_dim = q_BxLxHxh.shape
-    kernel = {"tpu": splash, "gpu": cudnn}.get(platform())
-    suits = q_BxLxHxh.dtype == jnp.bfloat16 and length >= SHORTEST and 64 <= head_dim <= 256
-    if kernel is None or not suits or isinstance(window, jax.Array):
+    kernels = {"tpu": (splash, range(64, 257)), "gpu": (cudnn, range(8, 129, 8))}
+    if platform() not in kernels:
         return None
-    if batch % axis_size(jax.sharding.get_abstract_mesh(), "batch"):
-        return None
-    return functools.partial(on_mesh, kernel)
+    kernel, head_dims = kernels[platform()]
+    suits = q_BxLxHxh.dtype == jnp.bfloat16 and length >= SHORTEST and head_dim in head_dims
+    even = batch % axis_size(jax.sharding.get_abstract_mesh(), "batch") == 0
+    return functools.partial(on_mesh, kernel) if suits and even and not isinstance(window, jax.Array) else None
 
 
 def keep_results(primitive, *_, **parameters) -> bool:
