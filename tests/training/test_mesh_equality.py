@@ -98,11 +98,12 @@ def one_device(request, batches):
     return request.param, loss, norm
 
 
+@pytest.mark.filterwarnings("error")  # as of buffers that were given away and could not be used
 @pytest.mark.parametrize("shape", MESHES)
 def test_twenty_steps_are_the_same_on_every_mesh(one_device, batches, capfd, shape):
     kind, loss, norm = one_device
     other_loss, other_norm = curve(kind, make_mesh(shape), batches)
-    assert capfd.readouterr() == ("", "")  # no word of XLA, as of a layout that it cannot have without a full copy
+    assert "rematerialization" not in capfd.readouterr().err  # XLA's word on a layout that it cannot have without a full copy
     difference, share = np.abs(other_loss - loss).max(), np.abs(other_norm / norm - 1).max()
     print(f"\n| {kind} | {shape} | {difference:.1e} | {share:.1e} |", end="")
     assert difference < 1e-5 and share < 1e-4
