@@ -19,7 +19,6 @@ from typing import NamedTuple
 import jax
 import ml_collections
 import numpy as np
-from jax.sharding import Mesh
 from tqdm import tqdm
 
 from e2h_jax.algorithms import actor_critic, validation
@@ -31,8 +30,7 @@ from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError, naming, nearest
 from e2h_jax.grading.pool import GradingPool
 from e2h_jax.metrics import MetricsWriter, Seconds
-from e2h_jax.models import lora, store
-from e2h_jax.parallel.checks import check_model, check_rows
+from e2h_jax.models import lora
 from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.rewards import judge
 from e2h_jax.rewards.shaping import Shaped
@@ -122,7 +120,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     workdir = Path(workdir)
     _check(config)
     mesh = make_mesh(config.mesh)
-    check_mesh(config, mesh)
+    actor_critic.check_mesh(config, mesh)
     tokenizer, template = load_tokenizer(config.init), get_template(config.template)
     questions = select_levels(read_many(config.questions, "problem"), config.levels)
     if len(questions) < config.questions_per_step:
@@ -347,16 +345,6 @@ def _publish(workdir: Path) -> None:
             shutil.rmtree(workdir / part.name, ignore_errors=True)
             part.rename(workdir / part.name)
         best.rmdir()
-
-
-def check_mesh(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-    """Raises UserError for a mesh that does not divide the rows, or the models."""
-    check_rows(mesh, forward_rows=config.forward_rows, update_rows=config.update_rows)
-    with naming("config.sample."):
-        check_rows(mesh, rows=config.sample.rows)
-    judge_model = config.reward.model if config.reward.process != "none" else ""
-    for folder in filter(None, (config.init, judge_model, config.value_init)):
-        check_model(mesh, store.load_config(folder)[1], folder)
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
