@@ -96,8 +96,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     with naming("config.score."):
         score.check(config.score)
         score.check_batch(config.score, mesh)
-    for field in ("init", "base", "reward_model"):
-        if config.get(field):
+    for field in ("init", "reward_model"):
+        if config[field]:
             check_model(mesh, store.load_config(config[field])[1], config[field])
     get_template(config.template)  # raises
     questions = read_many(config.questions, "problem")
@@ -112,8 +112,11 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 def check_training(config: ml_collections.ConfigDict) -> None:
     """Raises UserError for sizes or LoRA settings of `config.train` that make no sense, before anything is drawn."""
+    mesh = make_mesh(config.mesh)
+    if base := config.get("base"):  # of ReST-EM
+        check_model(mesh, store.load_config(base)[1], base)
     with naming("config.train.", outside=("mesh", "init")):
-        loop.check(config.train, make_mesh(config.mesh))
+        loop.check(config.train, mesh)
         loop.fit_length([], config.train.length, config.train.too_long, 0)
         lora.check(complete(config.train, init=config.init))
 
