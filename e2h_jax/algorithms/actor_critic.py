@@ -15,6 +15,7 @@ from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError, naming
 from e2h_jax.models import lora, store
 from e2h_jax.models.attention import packed_causal
+from e2h_jax.parallel.checks import check_model, check_rows
 from e2h_jax.parallel.rules import constrain
 from e2h_jax.training import optimizer as optimizers
 from e2h_jax.training.learner import Learner, to_device
@@ -45,6 +46,16 @@ def value_loss(values, batch, config: ml_collections.ConfigDict):
     clipped = jnp.clip(values, old - config.clip_value, old + config.clip_value)
     losses = jnp.maximum((values - returns) ** 2, (clipped - returns) ** 2)
     return config.value_coef * 0.5 * jnp.sum(batch["weights"] * losses), {}
+
+
+def check_mesh(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    """Raises UserError for a mesh that divides the rows or one of the models unevenly, before any is loaded."""
+    check_rows(mesh, forward_rows=config.forward_rows, update_rows=config.update_rows)
+    with naming("config.sample."):
+        check_rows(mesh, rows=config.sample.rows)
+    judge_model = config.reward.model if config.reward.process != "none" else ""
+    for folder in filter(None, (config.init, judge_model, config.value_init)):
+        check_model(mesh, store.load_config(Path(folder))[1], folder)
 
 
 class Models:

@@ -32,7 +32,6 @@ from e2h_jax.grading.pool import GradingPool
 from e2h_jax.metrics import MetricsWriter, Seconds
 from e2h_jax.models import lora
 from e2h_jax.parallel.mesh import make_mesh
-from e2h_jax.parallel.rules import axis_size
 from e2h_jax.rewards import judge
 from e2h_jax.rewards.shaping import Shaped
 from e2h_jax.sampling import sample
@@ -121,10 +120,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     workdir = Path(workdir)
     _check(config)
     mesh = make_mesh(config.mesh)
-    shards = axis_size(mesh, "batch")
-    for name in ("forward_rows", "update_rows"):
-        if config[name] % shards:
-            raise UserError(f"config.{name}={config[name]} does not divide by the {shards} shards of config.mesh")
+    actor_critic.check_mesh(config, mesh)
     tokenizer, template = load_tokenizer(config.init), get_template(config.template)
     questions = select_levels(read_many(config.questions, "problem"), config.levels)
     if len(questions) < config.questions_per_step:

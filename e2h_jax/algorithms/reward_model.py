@@ -49,6 +49,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         raise UserError("config.init is empty; name the model/ folder of a finished stage")
     lora.check(config)
     mesh = make_mesh(config.mesh)
+    loop.check(config, mesh)
     if config.label_tokens not in ("all", "end"):
         raise UserError(f"config.label_tokens={config.label_tokens!r} must be all or end")
     if config.position_gap < 0:

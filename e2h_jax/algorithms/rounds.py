@@ -26,6 +26,7 @@ from e2h_jax.evaluation.voting import AGGREGATIONS, aggregate
 from e2h_jax.grading.pool import GradingPool
 from e2h_jax.metrics import MetricsWriter
 from e2h_jax.models import lora, store
+from e2h_jax.parallel.checks import check_model, check_rows
 from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.rewards import score
 from e2h_jax.sampling import sample
@@ -88,10 +89,16 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise UserError(f"config.{field}={config[field]} holds a {found} model where a {kind} model is needed")
     if config.sample.temperature == 0:
         raise UserError("config.sample.temperature=0 draws the same solution every time; set it above 0")
+    mesh = make_mesh(config.mesh)
     with naming("config.sample."):
         sample.check(config.sample)
+        check_rows(mesh, rows=config.sample.rows)
     with naming("config.score."):
         score.check(config.score)
+        score.check_batch(config.score, mesh)
+    for field in ("init", "reward_model"):
+        if config[field]:
+            check_model(mesh, store.load_config(config[field])[1], config[field])
     get_template(config.template)  # raises
     questions = read_many(config.questions, "problem")
     if not questions:
@@ -105,8 +112,11 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 def check_training(config: ml_collections.ConfigDict) -> None:
     """Raises UserError for sizes or LoRA settings of `config.train` that make no sense, before anything is drawn."""
+    mesh = make_mesh(config.mesh)
+    if base := config.get("base"):  # of ReST-EM
+        check_model(mesh, store.load_config(base)[1], base)
     with naming("config.train.", outside=("mesh", "init")):
-        loop.check(config.train, make_mesh(config.mesh))
+        loop.check(config.train, mesh)
         loop.fit_length([], config.train.length, config.train.too_long, 0)
         lora.check(complete(config.train, init=config.init))
 

@@ -44,6 +44,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     workdir = Path(workdir)
     lora.check(config)
     mesh = make_mesh(config.mesh)
+    loop.check(config, mesh)
 
     # The model: a checkpoint, or a fresh one of the preset's shape with the tokenizer's vocabulary.
     if config.init:

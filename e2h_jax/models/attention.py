@@ -9,6 +9,7 @@ The network (`llama.py`) is handed a function `attend(q, k, v, cache, window) ->
   `kept` is what the caller wants back from the layer (None, or its new keys and values); the network stacks it over layers.
 
 Scores and softmax are float32; masked scores are a large negative number, never -inf (a fully masked padding row stays finite).
+On TPU and GPU whole rows go to a kernel that never makes all scores, where one suits them (`flash.py`).
 """
 
 from collections.abc import Callable
@@ -16,6 +17,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from e2h_jax.models import flash
+from e2h_jax.models.projection import einsum
 
 MASKED = -1e30
 
@@ -27,6 +31,8 @@ def packed_causal(segment_ids_BxL: jax.Array) -> Callable:
     mask_BxLxL = causal_LxL & (segment_ids_BxL[:, :, None] == segment_ids_BxL[:, None, :])
 
     def attend(q_BxLxHxh, k_BxLxKxh, v_BxLxKxh, cache, window):
+        if kernel := flash.kernel_for(q_BxLxHxh, window):
+            return kernel(q_BxLxHxh, k_BxLxKxh, v_BxLxKxh, segment_ids_BxL, window), None
         return _dense(q_BxLxHxh, k_BxLxKxh, v_BxLxKxh, _within(window, mask_BxLxL)), None
 
     return attend
@@ -45,10 +51,10 @@ def _dense(q_BxLxHxh, k_BxSxKxh, v_BxSxKxh, mask_BxLxS):
     batch, length, heads, head_dim = q_BxLxHxh.shape
     kv_heads = k_BxSxKxh.shape[2]
     q = q_BxLxHxh.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
-    scores = jnp.einsum("blkgh,bskh->bkgls", q, k_BxSxKxh, preferred_element_type=jnp.float32) * head_dim**-0.5
+    scores = einsum("blkgh,bskh->bkgls", q, k_BxSxKxh, jnp.float32) * head_dim**-0.5
     scores = jnp.where(mask_BxLxS[:, None, None], scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v_BxSxKxh.dtype)
-    out = jnp.einsum("bkgls,bskh->blkgh", weights, v_BxSxKxh)
+    out = einsum("bkgls,bskh->blkgh", weights, v_BxSxKxh)
     return out.reshape(batch, length, heads, head_dim)
 
 
@@ -60,12 +66,11 @@ class KeyValues(NamedTuple):
 
 
 def prefill(lengths_P: jax.Array) -> Callable:
-    """Causal attention over right-padded prompts [P, S]; keeps their KeyValues."""
+    """Causal attention over right-padded prompts [P, S]; keeps their KeyValues. A prompt's result depends on it and S alone."""
 
     def attend(q_PxSxHxh, k_PxSxKxh, v_PxSxKxh, cache, window):
-        length = q_PxSxHxh.shape[1]
-        mask = jnp.tril(jnp.ones((length, length), bool)) & (jnp.arange(length) < lengths_P[:, None])[:, None, :]
-        kept = KeyValues(k_PxSxKxh.swapaxes(1, 2), v_PxSxKxh.swapaxes(1, 2))
-        return _dense(q_PxSxHxh, k_PxSxKxh, v_PxSxKxh, _within(window, mask)), kept
+        segment_ids_PxS = (jnp.arange(q_PxSxHxh.shape[1]) < lengths_P[:, None]).astype(jnp.int32)
+        out, _ = packed_causal(segment_ids_PxS)(q_PxSxHxh, k_PxSxKxh, v_PxSxKxh, cache, window)
+        return out, KeyValues(k_PxSxKxh.swapaxes(1, 2), v_PxSxKxh.swapaxes(1, 2))
 
     return attend

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from e2h_jax.models.attention import MASKED, KeyValues
+from e2h_jax.models.projection import einsum
 
 
 class LayerCache(NamedTuple):
@@ -130,7 +131,7 @@ def _einsum(formula: str, x: jax.Array, y: jax.Array) -> jax.Array:
     """einsum with a float32 result. XLA's CPU backend has no such product of bfloat16 operands: they are widened there."""
 
     def product(x, y):
-        return jnp.einsum(formula, x, y, preferred_element_type=jnp.float32)
+        return einsum(formula, x, y, jnp.float32)
 
     def widened(x, y):
         return product(x.astype(jnp.float32), y.astype(jnp.float32))

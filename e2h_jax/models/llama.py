@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from e2h_jax.models.projection import dense, look_up, project
+from e2h_jax.models import flash
+from e2h_jax.models.projection import TURNED, dense, look_up, project
 from e2h_jax.models.rotary import RopeScaling, rotary_angles, rotate
+from e2h_jax.parallel.mesh import platform
 from e2h_jax.parallel.rules import constrain
 
 
@@ -47,7 +49,9 @@ class LlamaConfig:
     family: str = "llama"  # whose config.json the model gets when it is exported
     dtype: str = "float32"  # compute dtype: float32 or bfloat16
     unroll: int = 1  # layers per iteration of the scan: 1 compiles fastest, `layers` runs fastest for tiny models
-    remat: str = "none"  # what the backward pass recomputes: none | full (keep layer inputs only) | dots (keep matrix products)
+    # What the backward pass recomputes: none | full (keeps the layers' inputs only) | dots (keeps matrix products and what
+    # `flash.py` computes)
+    remat: str = "none"
 
 
 def _param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], scale: float) -> nnx.Param:
@@ -122,7 +126,9 @@ UNLIMITED = 2**30  # a window that nothing falls out of
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, flash.keep_results
+    ),
 }
 
 
@@ -161,7 +167,6 @@ class Llama(nnx.Module):
         x_BxLxD = constrain(x_BxLxD, "batch", "length", None)
         rotary = self.angles(positions_BxL) if rotary is None else rotary
         graph, stacked = nnx.split(self.blocks)
-        windows = jnp.where(jnp.arange(c.layers) < c.window_from, UNLIMITED, c.window) if c.window and c.window_from else None
 
         def layer(x, inputs):
             params, cache, window = inputs
@@ -171,10 +176,14 @@ class Llama(nnx.Module):
         if layers is not None:
             kept = []
             for number, (params, own) in enumerate(zip(layers, cache, strict=True)):
-                x_BxLxD, new = layer(x_BxLxD, (params, own, None if windows is None else windows[number]))
+                window = UNLIMITED if number < c.window_from else None
+                x_BxLxD, new = layer(x_BxLxD, (params, own, window))
                 kept.append(new)
             return rms_norm(x_BxLxD, self.norm[...], c.norm_eps), kept
 
+        windows = None  # where layers differ in a window that matters: a scan has one program for all
+        if c.window and c.window_from and (cache is not None or c.window < tokens_BxL.shape[1]):
+            windows = jnp.where(jnp.arange(c.layers) < c.window_from, UNLIMITED, c.window)
         if c.remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
         x_BxLxD, kept = jax.lax.scan(layer, x_BxLxD, (stacked, cache, windows), unroll=min(c.unroll, c.layers))
@@ -195,7 +204,10 @@ class Llama(nnx.Module):
 
 
 def unstack(params: nnx.State, dtype: str) -> tuple[nnx.State, list[nnx.State]]:
-    """Parameters for decoding: (all but the layers', those of every layer), matrices in the compute dtype."""
+    """Parameters for decoding: (all but the layers', those of every layer), matrices in the compute dtype.
+
+    For a TPU, query, key and value weights are turned to the layout that its products read, see `projection.TURNED`.
+    """
 
     def cast(name, param):  # norms and the scales of int8 weights stay float32, int8 weights what they are
         def matrix(x):
@@ -203,10 +215,15 @@ def unstack(params: nnx.State, dtype: str) -> tuple[nnx.State, list[nnx.State]]:
 
         return jax.tree.map(lambda x: x.astype(dtype) if matrix(x) else x, param)
 
+    turned = TURNED if platform() == "tpu" else ()
+
+    def of_layer(number, name, param):
+        own = jax.tree.map(lambda x: x[number], param)
+        return cast(name, jax.tree.map(lambda x: x.reshape(x.shape[0], -1).T, own) if name in turned else own)
+
     blocks = params["blocks"]
     layers = range(jax.tree.leaves(blocks)[0].shape[0])
     rest = nnx.State({name: cast(name, param) for name, param in params.items() if name != "blocks"})
     return rest, [
-        nnx.State({name: cast(name, jax.tree.map(lambda x, i=i: x[i], param)) for name, param in blocks.items()})
-        for i in layers
+        nnx.State({name: of_layer(number, name, param) for name, param in blocks.items()}) for number in layers
     ]

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from e2h_jax.parallel.rules import constrain
+
 # The product of each weight with an activation; weights without the axis of layers. The axes that only the weight and the
 # activation have are summed over: its inputs. The others are its outputs. einsum sums in alphabetical order, so "o" has letters
 # (h heads, i head size) in the order of storage: nothing needs to be transposed.
@@ -24,6 +26,18 @@ PRODUCTS = {
     "embedding": "...d,vd->...v",  # as the language-model head of a model with tied embeddings
 }
 
+# Weights [D, K, h] that decoding on a TPU keeps as [K x h, D]: its products read them so, and copied them in every dispatch.
+TURNED = ("q", "k", "v")
+
+
+def einsum(formula: str, x: jax.Array, y: jax.Array, out_dtype=None) -> jax.Array:
+    """`jnp.einsum`, returned in `out_dtype` if given. A product of float32 operands is float32's on every device.
+
+    TPUs compute it in bfloat16 otherwise, and GPUs in TensorFloat-32.
+    """
+    exact = jax.lax.Precision.HIGHEST if x.dtype == y.dtype == jnp.float32 else None
+    return jnp.einsum(formula, x, y, precision=exact, preferred_element_type=out_dtype)
+
 
 def project(module: nnx.Module, name: str, x: jax.Array, out_dtype=None) -> jax.Array:
     """The product of `x` with a weight of `module` (see `PRODUCTS`), its adapter and its bias added.
@@ -32,13 +46,20 @@ def project(module: nnx.Module, name: str, x: jax.Array, out_dtype=None) -> jax.
     """
     weight, bias, scale = (getattr(module, name + end, None) for end in ("", "_bias", "_scale"))
     if scale is None:
-        y = jnp.einsum(PRODUCTS[name], x, weight[...].astype(x.dtype), preferred_element_type=out_dtype)
+        y = _product(module, name, x, weight[...].astype(x.dtype), out_dtype)
     else:  # a scale for each output: it comes after the sum, which int8 weights enter exactly
-        y = jnp.einsum(PRODUCTS[name], x, weight[...].astype(x.dtype), preferred_element_type=jnp.float32)
+        y = _product(module, name, x, weight[...].astype(x.dtype), jnp.float32)
         y = (y * scale[...]).astype(out_dtype or x.dtype)
     if hasattr(module, name + "_lora_a"):
         y += _low_rank(module, name, x).astype(y.dtype)
     return y if bias is None else y + bias[...].astype(y.dtype)
+
+
+def _product(module: nnx.Module, name: str, x: jax.Array, weight: jax.Array, out_dtype) -> jax.Array:
+    if name in TURNED and weight.ndim == 2:
+        y = einsum("...d,ed->...e", x, weight, out_dtype)
+        return y.reshape(*y.shape[:-1], -1, module.config.head_dim)
+    return einsum(PRODUCTS[name], x, weight, out_dtype)
 
 
 def _low_rank(module: nnx.Module, name: str, x: jax.Array) -> jax.Array:
@@ -47,13 +68,19 @@ def _low_rank(module: nnx.Module, name: str, x: jax.Array) -> jax.Array:
     inputs = activation.removeprefix("...")
     outputs = result.removeprefix("...")
     a, b = (getattr(module, f"{name}_lora_{part}")[...].astype(x.dtype) for part in "ab")
-    inner = jnp.einsum(f"...{inputs},{inputs}r->...r", x, a)
-    return jnp.einsum(f"...r,r{outputs}->...{outputs}", inner, b) * module.lora_scale
+    inner = einsum(f"...{inputs},{inputs}r->...r", x, a)
+    return einsum(f"...r,r{outputs}->...{outputs}", inner, b) * module.lora_scale
 
 
 def look_up(module: nnx.Module, name: str, ids: jax.Array, dtype: str) -> jax.Array:
-    """Rows [..., D] of an embedding [V, D], in `dtype`."""
+    """Embeddings [B, L, D] of ids [B, L], in `dtype`.
+
+    The table stays cut along its width, as it lies: each device looks up its part of the width for more rows than its own, and
+    the parts are then exchanged. Left to itself, the compiler would bring the result to its rows by way of a full copy.
+    """
+    ids = constrain(ids, "look_up", "length")
     rows, scale = getattr(module, name)[...][ids], getattr(module, name + "_scale", None)
+    rows = constrain(rows, "look_up", "length", "embed")
     if scale is not None:
         rows = rows * scale[...][ids][..., None]
     # Cast after the look-up: its gradient sums over a token's occurrences, in float32 that way.

@@ -17,6 +17,7 @@ from e2h_jax.models.heads import RewardModel
 from e2h_jax.models.llama import REMAT_POLICIES, Llama, LlamaConfig
 from e2h_jax.models.projection import PRODUCTS, stacked_input_axes
 from e2h_jax.models.rotary import RopeScaling
+from e2h_jax.parallel.checks import check_model
 from e2h_jax.parallel.rules import partition_spec, state_shardings
 
 KINDS = {"policy": Llama, "reward": RewardModel}
@@ -30,6 +31,7 @@ def create(kind: str, config: LlamaConfig, mesh: Mesh, seed: int) -> tuple[nnx.G
     def init():
         return nnx.split(KINDS[kind](config, nnx.Rngs(seed)))[1]
 
+    check_model(mesh, config, "the model")
     graph, shapes = abstract(kind, config)
     return graph, jax.jit(init, out_shardings=state_shardings(mesh, shapes))()
 
@@ -101,6 +103,7 @@ def load(
         check(dtype, quantize)
     if stored_kind != kind and kind != "reward":
         raise UserError(f"{folder} holds a {stored_kind} model where a {kind} is needed")
+    check_model(mesh, config, str(folder))
     _, stored = abstract(stored_kind, config)
     target = jax.tree.map(
         lambda param, sharding: param.replace(

@@ -26,6 +26,15 @@ def start_multi_host() -> None:
         jax.distributed.initialize(**{field: int(os.environ[name]) for field, name in names.items() if name in os.environ})
 
 
+def platform() -> str:
+    """Of the devices of the mesh that is set (`jax.set_mesh`): "tpu", "gpu", "cpu"; "" without a mesh.
+
+    They are the devices that are compiled for, which need not be those of the machine that compiles.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else ""
+
+
 def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Builds the mesh of `shape` = (data, fsdp, tensor); one entry may be -1 (all remaining devices).
 

@@ -17,6 +17,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 RULES: dict[str, str | tuple[str, ...] | None] = {
     # activations
     "batch": ("data", "fsdp"),
+    "look_up": "data",  # rows whose embeddings are looked up, while fsdp cuts the width
     "length": None,
     # parameters (and the tensor-parallel dimensions of activations)
     "layers": None,

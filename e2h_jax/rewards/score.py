@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import ml_collections
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from e2h_jax.data.records import read_many
@@ -56,6 +57,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
             "(an evaluator of the Hub becomes one by `e2h convert --config.reward=…`)"
         )
     mesh = make_mesh(config.mesh)
+    check_batch(config, mesh)
     dtype = config.dtype or store.load_config(config.model)[1].dtype
     graph, model_config, params = store.load(
         Path(config.model), mesh, "reward", dtype=dtype, param_dtype=dtype, quantize=config.quantize
@@ -128,6 +130,16 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         "tokens_per_second": sum(len(encoded[index].tokens) for index in missing) / seconds,
         "padding": 1 - sum((b.segment_ids > 0).sum() for b in batches) / max(1, sum(b.tokens.size for b in batches)),
     }
+
+
+def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    """Raises UserError for a batch in which a shard of the mesh has less than one row."""
+    name, shards = "row_length" if config.row_length else "length_bucket", axis_size(mesh, "batch")
+    if config.tokens_per_batch < shards * config[name]:
+        raise UserError(
+            f"config.tokens_per_batch={config.tokens_per_batch} is less than a row of config.{name}={config[name]} tokens on "
+            f"each of the {shards} shards along (data, fsdp) of config.mesh={tuple(mesh.shape.values())}; raise it"
+        )
 
 
 def check(config: ml_collections.ConfigDict) -> None:

@@ -27,6 +27,7 @@ from e2h_jax.errors import UserError
 from e2h_jax.metrics import MetricsWriter
 from e2h_jax.models import store
 from e2h_jax.models.llama import LlamaConfig
+from e2h_jax.parallel.checks import check_rows
 from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.parallel.rules import axis_size
 from e2h_jax.sampling.choose import Settings
@@ -68,6 +69,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         raise UserError("config.limit must be at least 0 (0 = all)")
     check(config)
     mesh = make_mesh(config.mesh)
+    check_rows(mesh, rows=config.rows)
     dtype = config.dtype or store.load_config(config.model)[1].dtype
     graph, model_config, params = store.load(
         Path(config.model), mesh, "policy", dtype=dtype, param_dtype=dtype, quantize=config.quantize
@@ -151,8 +153,6 @@ def make_kernel(
             f"a prompt of {longest} tokens and config.max_new_tokens={config.max_new_tokens} exceed the model's "
             f"{model_config.max_length} positions; lower max_new_tokens"
         )
-    if config.rows < shards:
-        raise UserError(f"config.rows={config.rows} is fewer than the {shards} shards of config.mesh that rows are cut over")
     # With a quarter of them, a prompt's last samples end before the next prompt's have all begun.
     rows = min(config.rows_per_prompt or min(16, -(-config.samples // 4)), config.rows // shards)
     settings = Settings(

@@ -27,6 +27,7 @@ from e2h_jax.data.batches import Example, packed_batches
 from e2h_jax.data.storage import write_json
 from e2h_jax.errors import UserError
 from e2h_jax.metrics import MetricsWriter
+from e2h_jax.parallel.checks import check_hosts
 from e2h_jax.parallel.rules import axis_size, batch_sharding, constrain, state_shardings
 from e2h_jax.training import optimizer as optimizers
 from e2h_jax.training.checkpoint import Checkpoints
@@ -233,12 +234,6 @@ def fit_length(examples: list[Example], length: int, too_long: str, max_length: 
     return kept, dropped
 
 
-def _local_rows(mesh: Mesh, rows: int) -> list[tuple[slice]]:
-    """Which of a batch's rows lie on this process's devices."""
-    placed = batch_sharding(mesh).devices_indices_map((rows,))
-    return [where for device, where in placed.items() if device.process_index == jax.process_index()]
-
-
 def _check_same_data(workdir: Path, examples: list[Example]) -> None:
     """Keeps a digest of the examples beside the checkpoints; UserError when a resumed run would go on with other data."""
     digest = hashlib.blake2b(digest_size=16)
@@ -265,12 +260,7 @@ def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
             f"config.batch_size={config.batch_size} does not divide by {rows} = config.microbatches "
             f"{config.microbatches} x {rows // config.microbatches} shards along (data, fsdp)"
         )
-    own = {s.indices(config.batch_size)[:2] for (s,) in _local_rows(mesh, config.batch_size)}
-    if sum(stop - start for start, stop in own) * jax.process_count() != config.batch_size:
-        raise UserError(
-            f"config.mesh={tuple(mesh.shape.values())} cuts rows across hosts: make data x fsdp a multiple of the "
-            f"{jax.process_count()} processes, with tensor inside a host"
-        )
+    check_hosts(mesh)
 
 
 def fit(

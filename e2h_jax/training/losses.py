@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from e2h_jax.models.projection import einsum
 from e2h_jax.parallel.rules import constrain
 
 TOKENS_PER_CHUNK = 4096
@@ -84,7 +85,7 @@ def _cut(x: jax.Array, chunks: int) -> jax.Array:
 def _logits(hidden_BxTxD: jax.Array, head_DxV: jax.Array) -> jax.Array:
     """Float32 logits of a chunk; its rows stay on the devices that have them."""
     hidden_BxTxD = constrain(hidden_BxTxD, "batch", None, None)
-    return jnp.einsum("btd,dv->btv", hidden_BxTxD, head_DxV.astype(hidden_BxTxD.dtype), preferred_element_type=jnp.float32)
+    return einsum("btd,dv->btv", hidden_BxTxD, head_DxV.astype(hidden_BxTxD.dtype), jnp.float32)
 
 
 def step_classification(logits_BxL: jax.Array, labels_BxL: jax.Array, weights_BxL: jax.Array):

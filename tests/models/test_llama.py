@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from e2h_jax.models import attention
+from e2h_jax.models import attention, llama, quantize
 from e2h_jax.models.heads import RewardModel
 from e2h_jax.models.llama import Llama, LlamaConfig
+from e2h_jax.models.projection import PRODUCTS, stacked_input_axes
 from e2h_jax.training.losses import cross_entropy
 
 GQA = LlamaConfig(vocab_size=40, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=48, norm_eps=1e-2)
@@ -268,3 +269,28 @@ def test_the_embedding_gradient_of_a_frequent_token_is_summed_in_float32():
         gradients[dtype] = jax.jit(jax.grad(loss))(params)["embedding"][...][3]
     error = jnp.linalg.norm(gradients["bfloat16"] - gradients["float32"]) / jnp.linalg.norm(gradients["float32"])
     assert error < 0.05
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_weights_turned_for_tpu_give_the_same(monkeypatch, quantized):
+    """Decoding's weights [K x h, D], their biases and scales, run here."""
+    config = dataclasses.replace(GQA, qkv_bias=True)
+    graph, params = random_model(config, 3)
+    if quantized:
+        model = nnx.eval_shape(lambda: Llama(config, nnx.Rngs(0)))
+        quantize.describe(model)
+        graph, _ = nnx.split(model)
+        for (*path, name), param in nnx.to_flat_state(params):
+            if name in PRODUCTS:
+                group = params["blocks"] if path else params
+                weight, scale = quantize.quantize(param[...], stacked_input_axes(name, param))
+                group[name], group[f"{name}_scale"] = param.replace(weight), nnx.Param(scale)
+    tokens, found = np.arange(12).reshape(2, 6), []
+    for platform in ("cpu", "tpu"):
+        monkeypatch.setattr(llama, "platform", lambda platform=platform: platform)
+        rest, layers = llama.unstack(params, "float32")
+        assert layers[0]["k"][...].shape == ((32, 2, 8) if platform == "cpu" else (16, 32))
+        model = nnx.merge(graph, nnx.State(dict(rest) | {"blocks": layers[0]}))
+        attend = attention.prefill(jnp.array([6, 4]))
+        found.append(np.asarray(model(tokens, np.tile(np.arange(6), (2, 1)), attend, [None] * 2, layers)[0]))
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)

@@ -1,6 +1,7 @@
 """The sampler's programs, compiled for a TPU v5e:2x2 that is not there, and examined. launch/test.sh installs the compiler."""
 
 import importlib.util
+import re
 
 import jax
 import pytest
@@ -23,6 +24,7 @@ def kernel() -> Kernel:
         # There is no TPU to ask; and to the environment libtpu would write guesses that `start_multi_host` reads.
         for name, value in ("SKIP_MDS_QUERY", "1"), ("WORKER_HOSTNAMES", "localhost"), ("ACCELERATOR_TYPE", "v5litepod-4"):
             patch.setenv(f"TPU_{name}", value)
+        patch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # another test may have it
         topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
         mesh = make_mesh((1, 2, 2), topology.devices)
         shape = dict(width=256, layers=2, heads=4, kv_heads=2, head_dim=128, mlp_width=512, dtype="bfloat16")
@@ -56,6 +58,18 @@ def test_prefill_writes_the_prompts_in_place(kernel):
     memory = kernel.programs["prefill", 128].memory_analysis()
     assert memory.alias_size_in_bytes >= bytes_of(128)
     assert memory.output_size_in_bytes - memory.alias_size_in_bytes < bytes_of(128) / 8
+
+
+def test_prefill_never_has_the_scores_of_all_pairs_of_tokens(kernel):
+    text = kernel.programs["prefill", 128].as_text()
+    assert "splash_mha_fwd" in text and not re.search(r"f32\[(\d+,)+128,128\]", text)
+
+
+def test_decoding_does_not_turn_query_key_and_value_weights(kernel):
+    """A device has [128 inputs, 2 or 1 heads, 128] of them; kept so, they would be copied to the layout that products read."""
+    assert not re.search(r"= bf16\[128,[12],128\]\S* copy\(", kernel.programs["decode", 1, 1].as_text())
+    shapes = {param.shape for name, param in nnx.to_flat_state(kernel._params[1][0]) if name[-1] in ("q", "k", "v")}
+    assert shapes == {(512, 256), (256, 256)}
 
 
 def test_products_of_cached_keys_are_bfloat16s_there(kernel):

@@ -39,10 +39,8 @@ def one_device(tiny, tmp_path_factory):
     return lines(workdir), jax.tree.map(np.asarray, params), summary
 
 
-@pytest.mark.parametrize(
-    ("shape", "microbatches"), [((8, 1, 1), 1), ((1, 8, 1), 1), ((2, 2, 2), 1), ((1, 2, 4), 1), ((2, 1, 4), 4)]
-)
-def test_one_loss_curve_on_every_mesh_and_in_microbatches(tiny, one_device, tmp_path, shape, microbatches):
+@pytest.mark.parametrize(("shape", "microbatches"), [((2, 2, 2), 1), ((2, 1, 4), 4)])
+def test_one_loss_curve_on_meshes_and_in_microbatches(tiny, one_device, tmp_path, shape, microbatches):
     expected, expected_params, _ = one_device
     mesh = mesh_of(shape)
     config = tiny.config(epochs=5, microbatches=microbatches)

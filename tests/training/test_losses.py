@@ -1,10 +1,15 @@
 """Losses against dense formulas and hand-made cases."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
+from e2h_jax.parallel.mesh import make_mesh
+from e2h_jax.parallel.rules import batch_sharding, partition_spec
 from e2h_jax.training import losses
 
 
@@ -59,6 +64,34 @@ def test_chunked_token_logprobs_and_entropies_are_the_dense_ones(inputs, monkeyp
     for array, expected_array in zip(found + grads, expected + expected_grads, strict=True):
         assert array.shape == expected_array.shape and array.dtype == jnp.float32
         np.testing.assert_allclose(array, expected_array, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 1, 8), (1, 2, 4)])
+@pytest.mark.parametrize("function", ["cross_entropy", "token_logprobs"])
+def test_a_vocabulary_cut_over_the_tensor_axis(monkeypatch, function, shape):
+    """The dense loss and its gradients; no device has the logits of the whole vocabulary, forward or backward."""
+    monkeypatch.setattr(losses, "TOKENS_PER_CHUNK", 16)
+    rng, mesh = np.random.default_rng(1), make_mesh(shape)
+    hidden, head = rng.normal(size=(4, 12, 8)).astype("f4"), rng.normal(size=(8, 40)).astype("f4")
+    targets, weights = rng.integers(0, 40, (4, 12)), rng.random((4, 12)).astype("f4")
+
+    def loss(hidden, head, targets, weights):
+        if function == "token_logprobs":
+            return -(losses.token_logprobs(hidden, head, targets)[0] * weights).sum()
+        return losses.cross_entropy(hidden, head, targets, weights)[0]
+
+    rows, table = batch_sharding(mesh), NamedSharding(mesh, partition_spec(("embed", "vocab")))
+    with jax.set_mesh(mesh):
+        program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)), in_shardings=(rows, table, rows, rows))
+        program = program.lower(hidden, head, targets, weights).compile()
+        found, grads = program(
+            *(jax.device_put(x, rows if x is not head else table) for x in (hidden, head, targets, weights))
+        )
+    expected, expected_grads = jax.value_and_grad(dense, argnums=(0, 1))(*map(jnp.asarray, (hidden, head, targets, weights)))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        np.testing.assert_allclose(grad, expected_grad, atol=1e-5)
+    assert not re.search(r"f32\[(\d+,){2}40\]", program.as_text())
 
 
 @pytest.mark.parametrize("function", ["cross_entropy", "token_logprobs"])
