@@ -30,6 +30,7 @@ class MetricsWriter:
 
     def __init__(self, workdir: str | os.PathLike, *, resume_step: int = 0, enabled: bool = True, wandb: bool = False):
         self._file = self._tensorboard = self._wandb = None
+        self.last: dict[str, Any] = {}  # scalars of the last line that survived
         if not enabled:
             return
         # Not at the top: it takes 0.2 s, and a reader of this module's other users pays it too.
@@ -40,7 +41,7 @@ class MetricsWriter:
         if wandb:
             self._wandb = _start_wandb(workdir)
         path = workdir / "metrics.jsonl"
-        _drop_after(path, resume_step)
+        self.last = _drop_after(path, resume_step)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
         self._tensorboard = SummaryWriter(
             str(workdir / "tensorboard"),
@@ -103,10 +104,10 @@ def _json_number(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def _drop_after(path: Path, resume_step: int) -> None:
-    """Rewrites `path` without the lines after `resume_step`, through a temporary name."""
+def _drop_after(path: Path, resume_step: int) -> dict[str, Any]:
+    """Rewrites `path` without the lines after `resume_step`, through a temporary name; returns the scalars of the last one."""
     if not path.exists():
-        return
+        return {}
     kept = []
     lines = path.read_bytes().split(b"\n")
     # After the last newline comes nothing, or what a killed process left of a line.
@@ -117,14 +118,17 @@ def _drop_after(path: Path, resume_step: int) -> None:
             raise UserError(f"{path}:{number}: not a line of metrics; remove it.") from None
         if 0 < step <= resume_step or (step == 0 and resume_step):
             kept.append(line + b"\n")
+    last = json.loads(kept[-1]) if kept else {}
+    last = {name: value for name, value in last.items() if name not in ("step", "time")}
     if len(kept) == len(lines) - 1 and not lines[-1]:
-        return
+        return last
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "wb") as file:
         file.writelines(kept)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+    return last
 
 
 def _start_wandb(workdir: Path) -> Any:

@@ -18,7 +18,6 @@ import fcntl
 import importlib
 import json
 import os
-import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -31,8 +30,10 @@ from ml_collections import ConfigDict
 from e2h_jax.config import check_fields, differences, fingerprint, plain, substitute
 from e2h_jax.data.storage import write_json
 from e2h_jax.errors import UserError, nearest
+from e2h_jax.parallel import hosts
 
 OWN_FILES = {"config.json", "done.json", "seconds.json", ".lock"}
+ONE_HOST = {"prepare", "labels", "evaluate"}  # stages without a mesh: of several hosts the first one does it all
 
 STAGES = {
     "prepare": "e2h_jax.data.prepare",
@@ -86,6 +87,8 @@ def execute(
     """
     module = load(stage)
     folder = Path(workdir)
+    hosts.start()
+    first = hosts.process_index() == 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -97,23 +100,26 @@ def execute(
             print(f"{folder}: {stage} is done already, skipped (to run it again, delete the folder)")
             return done["metrics"]
         identity = {"stage": stage, "fingerprint": fingerprint(config)}
-        if process_index() == 0:
+        if first:
             asked = identity | {"inputs": dict(inputs or {}), "config": plain(config)}
             write_json(folder / "config.json", asked)
         earlier = 0.0 if stage == "recipe" else (read_json(folder / "seconds.json") or {"seconds": 0.0})["seconds"]
         began = time.perf_counter()
         try:
-            metrics = plain(module.run(substitute(config, run) if run is not None else config, folder), "summary")
+            metrics = {}
+            if first or stage not in ONE_HOST:
+                metrics = plain(module.run(substitute(config, run) if run is not None else config, folder), "summary")
         except BaseException:
-            if process_index() == 0 and stage != "recipe":
+            if first and stage != "recipe":
                 write_json(folder / "seconds.json", {"seconds": earlier + time.perf_counter() - began})
             raise
-        _wait_for_all_processes(f"{folder} done")
-        if process_index() == 0:
+        hosts.wait(f"{folder} finished")  # done.json must not appear while another host still writes its shard
+        if first:
             seconds = round(earlier + time.perf_counter() - began, 3)
             outcome = {"run": uuid.uuid4().hex, "seconds": seconds, "metrics": metrics}
             write_json(folder / "done.json", identity | outcome)
             (folder / "seconds.json").unlink(missing_ok=True)
+        hosts.wait(f"{folder} done")  # nor may another host take up the next stage before
     return metrics
 
 
@@ -157,35 +163,10 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged; delete its folder and run again.") from None
 
 
-def process_index() -> int:
-    """This process's number in a multi-host job; 0 in a job of one. Does not load JAX for it.
-
-    Taken from JAX once its processes have joined, and before that from the environment variable E2H_PROCESS_INDEX,
-    which the launch scripts of pods set.
-    """
-    if "jax" in sys.modules:
-        import jax
-
-        if jax.distributed.is_initialized():
-            return jax.process_index()
-    return int(os.environ.get("E2H_PROCESS_INDEX", "0"))
-
-
-def _wait_for_all_processes(name: str) -> None:
-    # done.json must not appear while another host still writes its shard.
-    if "jax" in sys.modules:
-        import jax
-
-        if jax.distributed.is_initialized():
-            from jax.experimental import multihost_utils
-
-            multihost_utils.sync_global_devices(name)
-
-
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Keeps other processes out of `folder`. The kernel frees the lock when the process ends, by kill -9 too."""
-    if process_index() > 0:
+    if hosts.process_index() > 0:
         yield
         return
     with open(folder / ".lock", "a+", encoding="utf-8") as file:

@@ -11,7 +11,6 @@ from the evaluator alone.
 """
 
 import shutil
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from e2h_jax.algorithms import actor_critic, validation
-from e2h_jax.algorithms.advantages import KL_ESTIMATORS, SCOPES, gae, grpo, kl, rloo, whiten
+from e2h_jax.algorithms.advantages import KL_ESTIMATORS, SCOPES, gae, grpo, kl, masked_mean, rloo, whiten
 from e2h_jax.data.records import read_many, select_levels
 from e2h_jax.data.rollout import Rollout, pack
 from e2h_jax.data.templates import get_template
@@ -39,7 +38,7 @@ from e2h_jax.sampling import sample
 from e2h_jax.sampling.rollout import Sampler
 from e2h_jax.training import optimizer as optimizers
 from e2h_jax.training.checkpoint import Checkpoints
-from e2h_jax.training.loop import check_finite, interrupts
+from e2h_jax.training.faults import check_finite, interrupts, stop
 
 ADVANTAGES = ("gae", "rloo", "grpo")
 MEANS = ("tokens", "sequences", "slots")
@@ -164,11 +163,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
                 models.save(workdir / "best", tokenizer)
             return {f"validation/{name}": value for name, value in accuracy.items()}
 
-        start, metrics = checkpoints.latest_step or 0, {}
+        start = checkpoints.latest_step or 0
         if start:
             models.restore(checkpoints.restore(models.state()))
         sampler.kernel.update(models.policy.params)
         seconds, writer = Seconds(), MetricsWriter(workdir, resume_step=start, enabled=_first(), wandb=config.wandb)
+        metrics = writer.last
         bar = tqdm(total=config.steps, initial=start, unit="step", desc=workdir.name, disable=not _first())
         with writer, bar:
             if not start:
@@ -186,6 +186,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
                 experience, measured = make_experience(rollouts, shaped, models, config)
                 seconds.stop("forward")
                 metrics |= measured | learn(experience, models, config, step)
+                check_finite(workdir, step, metrics, *inspected(experience))
                 sampler.kernel.update(models.policy.params)
                 seconds.stop("update")
                 models.stopped = 0 < config.stop_kl < metrics.get("kl", 0.0)
@@ -201,8 +202,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
                 if signal_number:
                     break
     # The checkpoint is on disk. Also a signal that came during the last step, or while it was written, ends the stage.
-    if signal_number := interrupted():
-        raise KeyboardInterrupt if signal_number == signal.SIGINT else SystemExit(143)
+    stop(interrupted())
     if not validated:
         models.save(workdir / "best", tokenizer)
     _publish(workdir)
@@ -238,7 +238,7 @@ def make_experience(
     names = sorted({name for judged in shaped for name in judged.parts})  # a part may be missing, as accuracy of hard questions
     parts = {name: [judged.parts[name] for judged in shaped if name in judged.parts] for name in names}
     metrics = {f"reward/{name}": float(np.mean(values)) for name, values in parts.items()}
-    metrics |= {"reward": float(rewards.sum(1).mean()), "entropy": _masked_mean(entropy, mask), "kl_coef": models.kl_coef}
+    metrics |= {"reward": float(rewards.sum(1).mean()), "entropy": masked_mean(entropy, mask), "kl_coef": models.kl_coef}
     if config.kl.coef:
         if config.kl.place == "reward":
             rewards -= models.kl_coef * kl(config.kl.estimator, old, reference) * mask
@@ -260,8 +260,8 @@ def make_experience(
     returns = np.zeros_like(rewards)
     if config.advantage == "gae":
         advantages, returns = gae(rewards, values, seen, config.gamma, config.lam)
-        spread = _masked_mean(returns**2, mask) - _masked_mean(returns, mask) ** 2
-        metrics["explained_variance"] = 1 - _masked_mean((returns - values) ** 2, mask) / max(spread, 1e-8)
+        spread = masked_mean(returns**2, mask) - masked_mean(returns, mask) ** 2
+        metrics["explained_variance"] = 1 - masked_mean((returns - values) ** 2, mask) / max(spread, 1e-8)
     else:
         totals, groups = (rewards * mask).sum(1), [rollout.problem["id"] for rollout in rollouts]
         whole = rloo(totals, groups) if config.advantage == "rloo" else grpo(totals, groups, scale_by_std=config.grpo_std)
@@ -294,9 +294,13 @@ def learn(
                 far = 0 < config.target_kl < (float(sums["approximate_kl"]) if config.target_kl else 0.0)
             for name, value in sums.items():
                 logged.setdefault(name, []).append(value)
-    metrics = {name: float(np.mean([np.asarray(value) for value in values])) for name, values in logged.items()}
-    check_finite(step, metrics)
-    return metrics
+    return {name: float(np.mean([np.asarray(value) for value in values])) for name, values in logged.items()}
+
+
+def inspected(experience: Experience) -> tuple[dict[str, np.ndarray], list[dict]]:
+    """What is kept of a step that went wrong: its arrays, and the rollouts with their texts."""
+    records = [{"problem_id": r.problem["id"], "sample": r.sample, "text": r.text} for r in experience.rollouts]
+    return dict(zip(Experience._fields[1:], experience[1:], strict=True)), records
 
 
 def minibatch(experience: Experience, chosen: np.ndarray, config: ml_collections.ConfigDict) -> list[dict[str, np.ndarray]]:
@@ -315,10 +319,6 @@ def minibatch(experience: Experience, chosen: np.ndarray, config: ml_collections
         rows.arrays | {name: rows.spread(values) for name, values in fields.items()}
         for rows in pack(experience.rollouts, chosen, rows=config.update_rows, length=config.length)
     ]
-
-
-def _masked_mean(x: np.ndarray, mask: np.ndarray) -> float:
-    return float((x * mask).sum() / max(mask.sum(), 1))
 
 
 def _drawing(config: ml_collections.ConfigDict, **changes) -> ml_collections.ConfigDict:

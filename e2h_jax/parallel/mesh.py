@@ -1,6 +1,5 @@
-"""The device mesh ("data", "fsdp", "tensor") and multi-host start-up."""
+"""The device mesh ("data", "fsdp", "tensor")."""
 
-import os
 from collections.abc import Sequence
 
 import jax
@@ -8,22 +7,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from e2h_jax.errors import UserError
+from e2h_jax.parallel import hosts
 from e2h_jax.parallel.rules import MESH_AXES
-
-
-def start_multi_host() -> None:
-    """Joins the processes of a pod when the environment names a coordinator.
-
-    On TPU pods JAX finds everything itself. Elsewhere JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID say it. A single process is left alone, and so is one that has joined. `make_mesh` calls it, before any other
-    use of JAX.
-    """
-    if jax.distributed.is_initialized():
-        return
-    workers = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    if "JAX_COORDINATOR_ADDRESS" in os.environ or len(workers) > 1:
-        names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
-        jax.distributed.initialize(**{field: int(os.environ[name]) for field, name in names.items() if name in os.environ})
 
 
 def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -32,7 +17,7 @@ def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None)
     Auto axis types: the compiler propagates shardings from the annotations that `rules.py` decides.
     Raises UserError when the shape does not multiply to the number of devices.
     """
-    start_multi_host()
+    hosts.start()
     devices = list(devices if devices is not None else jax.devices())
     shape = tuple(int(size) for size in shape)
     if len(shape) != len(MESH_AXES) or any(size == 0 or size < -1 for size in shape) or shape.count(-1) > 1:
