@@ -33,9 +33,6 @@ class MetricsWriter:
         self.last: dict[str, Any] = {}  # scalars of the last line that survived
         if not enabled:
             return
-        # Not at the top: it takes 0.2 s, and a reader of this module's other users pays it too.
-        from tensorboardX import SummaryWriter
-
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         if wandb:
@@ -43,13 +40,7 @@ class MetricsWriter:
         path = workdir / "metrics.jsonl"
         self.last = _drop_after(path, resume_step)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
-        self._tensorboard = SummaryWriter(
-            str(workdir / "tensorboard"),
-            purge_step=resume_step + 1 if resume_step else 0,
-            flush_secs=10,
-            # Its file is named by the second, and one that is there already would be overwritten.
-            filename_suffix=f".{resume_step}",
-        )
+        self._tensorboard = _Events(workdir / "tensorboard", resume_step)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Logs `scalars` at `step` and adds "time" (Unix seconds). Not finite: written as "nan", "inf", "-inf"."""
@@ -59,17 +50,16 @@ class MetricsWriter:
         record = {"step": int(step), **{name: _json_number(value) for name, value in values.items()}}
         self._file.write(json.dumps(record | {"time": round(time.time(), 3)}) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, int(step))
+        self._tensorboard.write(int(step), values)
         if self._wandb is not None:
             self._wandb.log(values, step=int(step))
 
     def close(self) -> None:
         """Flushes and closes everything; a second call does nothing."""
         if self._file is not None:
-            self._file.close()
-            self._tensorboard.close()
-            self._file = self._tensorboard = None
+            file, events, self._file, self._tensorboard = self._file, self._tensorboard, None, None
+            file.close()
+            events.close()
         if self._wandb is not None:
             self._wandb.finish()
             self._wandb = None
@@ -79,6 +69,33 @@ class MetricsWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Events:
+    """TensorBoard's file of events. tensorboardX's own writer has a thread: when a full disk ends it, the run waits for ever."""
+
+    def __init__(self, folder: Path, resume_step: int):
+        # Not at the top: it takes 0.2 s, and a reader of this module's other users pays it too.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        self._event, self._scalar, self._flushed = Event, scalar, 0.0
+        folder.mkdir(exist_ok=True)
+        # The file is named by the second, and one that is there already would be overwritten.
+        self._writer = EventsWriter(str(folder / "events"), f".{resume_step}")
+        start = SessionLog(status=SessionLog.START)  # hides what was logged before from this step on
+        self._writer.write_event(Event(step=resume_step + 1 if resume_step else 0, session_log=start))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.write_event(self._event(step=step, wall_time=time.time(), summary=self._scalar(name, value)))
+        if time.time() > self._flushed + 10:
+            self._writer.flush()
+            self._flushed = time.time()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 class Seconds:

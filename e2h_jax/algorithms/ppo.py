@@ -163,9 +163,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
                 models.save(workdir / "best", tokenizer)
             return {f"validation/{name}": value for name, value in accuracy.items()}
 
-        start = checkpoints.latest_step or 0
+        start, state = checkpoints.restore(models.state())
         if start:
-            models.restore(checkpoints.restore(models.state()))
+            models.restore(state)
         sampler.kernel.update(models.policy.params)
         seconds, writer = Seconds(), MetricsWriter(workdir, resume_step=start, enabled=_first(), wandb=config.wandb)
         metrics = writer.last

@@ -24,7 +24,7 @@ def process_index() -> int:
     """This process's number in its job, 0 in a job of one. Needs no JAX: before the processes have joined, it is what
     the launcher says: E2H_PROCESS_INDEX, or the number with which `start` will join.
     """
-    if _joined():
+    if joined():
         return sys.modules["jax"].process_index()
     if "E2H_PROCESS_INDEX" in os.environ:
         return int(os.environ["E2H_PROCESS_INDEX"])
@@ -39,7 +39,7 @@ def start() -> None:
 
     Raises UserError when not all processes come within JOIN_SECONDS.
     """
-    if _joined() or (arguments := _cluster()) is None:
+    if joined() or (arguments := _cluster()) is None:
         return
     import jax
 
@@ -66,7 +66,8 @@ def start() -> None:
     ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
 
 
-def _joined() -> bool:
+def joined() -> bool:
+    """Whether this process is one of several that have joined."""
     return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
 
 
@@ -135,25 +136,30 @@ _waits: dict[str, int] = {}
 
 def wait(name: str) -> None:
     """Returns when every process of the job has come here. Nothing passes through the devices, however long it takes."""
-    if not _joined():
+    if not joined():
         return
     number = _waits[name] = _waits.get(name, 0) + 1  # JAX lets a name be used once
     _client().wait_at_barrier(f"e2h/wait/{name}/{number}", 7 * 24 * 3600 * 1000)
 
 
-def leave(code: int, seconds: float = 10.0) -> NoReturn:
-    """Ends this process of a joined job, which something has gone wrong with.
+def leave(code: int, traceback: str = "") -> NoReturn:
+    """Ends this process of a joined job, in which something has gone wrong.
 
-    JAX would first wait for processes that may never come. Here those that end too have `seconds` to say why; and if another
-    one turns out to be dead, that is why this one failed: it ends as `_aborted` says.
+    JAX would first wait for processes that may never come. Here the others, who have often met with the same, get ten seconds
+    to say so too. An error with a `traceback` may come from another process's death: when JAX finds one dead, this process ends
+    as `_aborted` says, and the traceback is not shown.
     """
+    if traceback:
+        sentence = traceback.strip().rpartition("\n")[2][:300]
+        print(f"e2h: {sentence}\ne2h: looking whether another process has died …", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     try:
-        _client().wait_at_barrier("e2h/leave", int(seconds * 1000))
+        _client().wait_at_barrier("e2h/leave", 1000 * (HEARTBEAT_SECONDS + 15 if traceback else 10))
     except Exception as error:
         if "DEADLINE_EXCEEDED" not in str(error):
             time.sleep(15)  # JAX is about to end this process
+    print(traceback, file=sys.stderr, flush=True)
     os._exit(code)
 
 
@@ -227,7 +233,7 @@ def stop_together(asked: int | None) -> int | None:
     To be called at every boundary between two steps, by all processes alike.
     """
     global _stop_vote
-    if not _joined():
+    if not joined():
         return asked
     _stop_vote = _stop_vote or StopVote()
     return _stop_vote(asked)

@@ -141,9 +141,7 @@ def train(
     sharding = batch_sharding(mesh)
     iterator = iter(dataset)
     with interrupts() as interrupted, Checkpoints(workdir / "checkpoints") as checkpoints:
-        start = checkpoints.latest_step or 0
-        if start:
-            state = checkpoints.restore(state, iterator)
+        start, state = checkpoints.restore(state, iterator)
         writer = MetricsWriter(workdir, resume_step=start, enabled=jax.process_index() == 0, wandb=config.wandb)
         bar = tqdm(total=steps, initial=start, unit="step", desc=workdir.name, disable=jax.process_index() > 0)
         last: dict[str, float] = writer.last
