@@ -72,7 +72,7 @@ class MetricsWriter:
 
 
 class _Events:
-    """TensorBoard's file of events. tensorboardX's own writer has a thread: when a full disk ends it, the run waits for ever."""
+    """TensorBoard's file of events. tensorboardX's own writer has a thread; when a full disk ends it, the run waits for it."""
 
     def __init__(self, folder: Path, resume_step: int):
         # Not at the top: it takes 0.2 s, and a reader of this module's other users pays it too.
