@@ -6,6 +6,7 @@ Around `run`, `execute` keeps these files in the stage's folder:
     config.json    what was asked for: stage, config and its fingerprint; written before the stage starts
     done.json      what came of it: summary and seconds; there only when the stage has finished
     seconds.json   seconds of earlier, interrupted runs (a run ended by kill -9 is not counted)
+    .compiled/     programs compiled for accelerators (in a recipe, for all of its stages): only time is lost with it
     .lock          held while a process works here, so that no second one does; the lock dies with its process
 
 A finished folder is not run again; an unfinished one is resumed by the stage; one with another config is refused,
@@ -18,6 +19,7 @@ import fcntl
 import importlib
 import json
 import os
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -32,7 +34,7 @@ from e2h_jax.data.storage import write_json
 from e2h_jax.errors import UserError, nearest
 from e2h_jax.parallel import hosts
 
-OWN_FILES = {"config.json", "done.json", "seconds.json", ".lock"}
+OWN_FILES = {"config.json", "done.json", "seconds.json", ".lock", ".compiled"}
 ONE_HOST = {"prepare", "labels", "evaluate"}  # stages without a mesh: of several hosts the first one does it all
 
 STAGES = {
@@ -93,6 +95,10 @@ def execute(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {folder}: {error.strerror.lower()}.") from None
+    if "jax" in sys.modules:
+        from e2h_jax.parallel import mesh
+
+        mesh.keep_programs(folder / ".compiled")
     with _lock(folder):
         check_folder(stage, config, folder)
         # A recipe looks at each of its stages every time, so it is never finished as a whole.
@@ -139,7 +145,7 @@ def check_folder(stage: str, config: ConfigDict, workdir: str | Path) -> None:
 def _is_untouched(folder: Path) -> bool:
     """Whether nothing has come of the run in `folder`: it is not finished and has written no file."""
     return not (folder / "done.json").exists() and not any(
-        path.is_file() and path.relative_to(folder).as_posix() not in OWN_FILES for path in folder.rglob("*")
+        path.is_file() and path.relative_to(folder).parts[0] not in OWN_FILES for path in folder.rglob("*")
     )
 
 

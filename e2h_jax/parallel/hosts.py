@@ -19,6 +19,8 @@ JOIN_SECONDS = 300  # until all processes must have come
 HEARTBEAT_SECONDS = 60  # a process that JAX has not heard of for so long is dead, and the job with it
 RESUMABLE = 143  # exit code: run the same command again
 
+_met = False  # all processes have come
+
 
 def process_index() -> int:
     """This process's number in its job, 0 in a job of one. Needs no JAX: before the processes have joined, it is what
@@ -37,8 +39,10 @@ def start() -> None:
     To be called before JAX touches its devices. What is understood: JAX_COORDINATOR_ADDRESS (host:port of process 0) with
     JAX_NUM_PROCESSES and JAX_PROCESS_ID; and what JAX finds by itself on Cloud TPU, on GKE and under Slurm.
 
-    Raises UserError when not all processes come within JOIN_SECONDS.
+    When not all processes come within JOIN_SECONDS, JAX ends this one, see `_aborted`. Raises UserError for an incomplete
+    environment.
     """
+    global _met
     if joined() or (arguments := _cluster()) is None:
         return
     import jax
@@ -47,6 +51,7 @@ def start() -> None:
     jax.config.update("jax_enable_preemption_service", False)
     if jax.config.jax_cpu_collectives_implementation is None:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
     try:
         jax.distributed.initialize(
             **arguments,
@@ -55,19 +60,16 @@ def start() -> None:
             shutdown_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
-        from jax._src import distributed
-
-        where = distributed.global_state.coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS", "unknown")
         reason = str(error).partition("\n")[0].rstrip(".")
         raise UserError(
-            f"the job's processes have not all met at {where} within {JOIN_SECONDS} s ({reason}): start the same command on "
-            "every host, and see that the first one can be reached at that port"
+            f"this process cannot join its job ({reason}): set JAX_COORDINATOR_ADDRESS (host:port of the first process), "
+            "JAX_NUM_PROCESSES and JAX_PROCESS_ID, or unset them all to run alone."
         ) from None
-    ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
+    _met = True
 
 
 def joined() -> bool:
-    """Whether this process is one of several that have joined."""
+    """Whether this process is one of a job's."""
     return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
 
 
@@ -139,7 +141,7 @@ def wait(name: str) -> None:
     if not joined():
         return
     number = _waits[name] = _waits.get(name, 0) + 1  # JAX lets a name be used once
-    _client().wait_at_barrier(f"e2h/wait/{name}/{number}", 7 * 24 * 3600 * 1000)
+    _state().client.wait_at_barrier(f"e2h/wait/{name}/{number}", 7 * 24 * 3600 * 1000)
 
 
 def leave(code: int, traceback: str = "") -> NoReturn:
@@ -155,7 +157,7 @@ def leave(code: int, traceback: str = "") -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     try:
-        _client().wait_at_barrier("e2h/leave", 1000 * (HEARTBEAT_SECONDS + 15 if traceback else 10))
+        _state().client.wait_at_barrier("e2h/leave", 1000 * (HEARTBEAT_SECONDS + 15 if traceback else 10))
     except Exception as error:
         if "DEADLINE_EXCEEDED" not in str(error):
             time.sleep(15)  # JAX is about to end this process
@@ -165,16 +167,22 @@ def leave(code: int, traceback: str = "") -> NoReturn:
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _aborted(_: int) -> None:
-    """Called on SIGABRT, by which JAX ends the processes of a job that has lost one; its message is on stderr already."""
-    sentence = "\ne2h: another process of this job has died (see above); run the same command on all hosts to resume.\n"
-    os.write(2, sentence.encode())
+    """Called on SIGABRT, by which JAX ends a process that finds no others or has lost one; its words are on stderr already."""
+    if _met:
+        sentence = "another process of this job has died (see above); run the same command on all hosts to resume."
+    else:
+        sentence = (
+            f"not all processes of the job have come to {_state().coordinator_address} within {JOIN_SECONDS} s: start the same "
+            "command on every host, and see that the first one can be reached from the others at this port."
+        )
+    os.write(2, f"\ne2h: {sentence}\n".encode())
     os._exit(RESUMABLE)
 
 
-def _client():
+def _state():
     from jax._src import distributed  # JAX's own multihost_utils goes this way
 
-    return distributed.global_state.client
+    return distributed.global_state
 
 
 class StopVote:
@@ -196,7 +204,7 @@ class StopVote:
         """
         if asked and not self._asked:
             self._asked = True
-            _client().key_value_set("e2h/stop", str(asked), allow_overwrite=True)
+            _state().client.key_value_set("e2h/stop", str(asked), allow_overwrite=True)
         with self._lock:
             self._boundary += 1
             if not self._voting:
@@ -207,7 +215,7 @@ class StopVote:
     def _vote(self) -> None:
         import jax
 
-        client = _client()
+        client = _state().client
         while True:
             time.sleep(0.5)
             try:

@@ -1,6 +1,7 @@
-"""The device mesh ("data", "fsdp", "tensor")."""
+"""The device mesh ("data", "fsdp", "tensor"), and where programs compiled for it are kept."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,6 +10,22 @@ from jax.sharding import AxisType, Mesh
 from e2h_jax.errors import UserError
 from e2h_jax.parallel import hosts
 from e2h_jax.parallel.rules import MESH_AXES
+
+_programs: Path | None = None
+
+
+def keep_programs(folder: Path) -> None:
+    """Keeps programs for accelerators in `folder`, so that a restarted run does not compile them again; the first call counts.
+
+    JAX_COMPILATION_CACHE_DIR names another folder, and on CPUs the only one: there a program may not run on the next machine.
+    """
+    global _programs
+    _programs = _programs or folder
+
+
+def _use_kept_programs(platform: str) -> None:
+    if _programs is not None and platform != "cpu" and jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(_programs.absolute()))
 
 
 def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -19,6 +36,7 @@ def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None)
     """
     hosts.start()
     devices = list(devices if devices is not None else jax.devices())
+    _use_kept_programs(devices[0].platform)
     shape = tuple(int(size) for size in shape)
     if len(shape) != len(MESH_AXES) or any(size == 0 or size < -1 for size in shape) or shape.count(-1) > 1:
         raise UserError(f"config.mesh={shape} must be three sizes {MESH_AXES}, positive, at most one of them -1")

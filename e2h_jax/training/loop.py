@@ -5,7 +5,6 @@ Same seed and data, same parameters, bit for bit, also when the run is killed an
 
 import functools
 import hashlib
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from e2h_jax.data.batches import Example, packed_batches
-from e2h_jax.data.storage import write_json
+from e2h_jax.data.storage import check_same
 from e2h_jax.errors import UserError
 from e2h_jax.metrics import MetricsWriter
 from e2h_jax.parallel.rules import axis_size, batch_sharding, constrain, state_shardings
@@ -214,12 +213,9 @@ def _check_same_data(workdir: Path, examples: list[Example]) -> None:
     for example in examples:
         for name, array in example.items():
             digest.update(name.encode() + array.tobytes())
-    path, data = Path(workdir) / "data.json", {"examples": len(examples), "digest": digest.hexdigest()}
-    if path.exists() and (Path(workdir) / "checkpoints").exists():
-        if json.loads(path.read_text()) != data:
-            raise UserError(f"{workdir} was interrupted while training on other data; restore the data, or delete the folder")
-    elif jax.process_index() == 0:
-        write_json(path, data)
+    data, resumed = {"examples": len(examples), "digest": digest.hexdigest()}, (Path(workdir) / "checkpoints").exists()
+    first = jax.process_index() == 0
+    check_same(Path(workdir) / "data.json", data, resumed=resumed, write=first, doing="training on other data")
 
 
 def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:

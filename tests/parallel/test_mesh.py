@@ -5,7 +5,6 @@ import pytest
 from jax.sharding import AxisType
 
 from e2h_jax.errors import UserError
-from e2h_jax.parallel import mesh as meshes
 from e2h_jax.parallel.mesh import make_mesh
 
 
@@ -51,23 +50,3 @@ def test_shapes_that_do_not_fit(shape, sentence):
     with pytest.raises(UserError, match=sentence) as error:
         make_mesh(shape)
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("environment", "joins"),
-    [
-        ({}, False),
-        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
-        ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, True),
-        ({"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234"}, True),
-    ],
-)
-def test_processes_of_a_pod_join(monkeypatch, environment, joins):
-    for name in ("TPU_WORKER_HOSTNAMES", "JAX_COORDINATOR_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    joined = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda: joined.append(True))
-    meshes.start_multi_host()
-    assert bool(joined) == joins
