@@ -6,8 +6,8 @@
 Prints one line a kill and the matrix (stage × kills: how many ended identical); exits with 1 unless all did. Compared are, bit
 for bit: parameters, records, metrics and summaries; not clocks, rates, and counts of what one run of several did.
 
-A moment is a share of the time that the undisturbed run takes from its first line of metrics or records to its end; one kill
-in five is at any moment from the very start instead.
+A moment is when a random share of the undisturbed run's metrics and records is written, and up to a tenth of a second later
+(whatever the machine's load); one kill in five comes before the first of them instead, while programs start and compile.
 """
 
 import argparse
@@ -75,10 +75,10 @@ def prepare(folder: Path) -> dict[str, list[str]]:
         },
         "ppo": within
         | {
-            **{"init": data["policy"], "value_init": data["policy"], "questions": data["few.jsonl"], "steps": 30},
+            **{"init": data["policy"], "value_init": data["policy"], "questions": data["few.jsonl"], "steps": 12},
             **{"questions_per_step": 4, "sample.samples": 2, "minibatches": 2, "length": 128, "forward_rows": 4},
             **{"update_rows": 4, "checkpoint_every": 4, "reward.process": "none", "validation.problems": data["few.jsonl"]},
-            "validation.every": 10,
+            "validation.every": 5,
         },
         # Nothing that an untrained model writes is right: what is kept and paired is what the reward model likes.
         "rest_em": rounds | {"train.too_long": "drop", "threshold": 0.0},
@@ -106,26 +106,27 @@ def start(stage: str, arguments: list[str], workdir: Path) -> subprocess.Popen:
         )
 
 
-def has_begun(workdir: Path) -> bool:
-    """Whether the first metrics or records are there."""
-    return any(path.stat().st_size for name in ("*metrics.jsonl", "*-of-*.jsonl") for path in workdir.rglob(name))
+def progress(workdir: Path) -> int:
+    """Bytes of metrics and records so far."""
+    paths = [path for name in ("*metrics.jsonl", "*-of-*.jsonl") for path in workdir.rglob(name)]
+    return sum(path.stat().st_size for path in paths if path.exists())
 
 
-def run(stage: str, arguments: list[str], workdir: Path) -> tuple[float, float]:
-    """Runs a stage to its end; returns the seconds to its first record, and from there to its end."""
+def run(stage: str, arguments: list[str], workdir: Path) -> float:
+    """Runs a stage to its end; returns the seconds to its first record."""
     began, process = time.perf_counter(), start(stage, arguments, workdir)
-    while not has_begun(workdir) and process.poll() is None:
-        time.sleep(0.005)
-    first = time.perf_counter()
+    while not progress(workdir) and process.poll() is None:
+        time.sleep(0.01)
+    first = time.perf_counter() - began
     if code := process.wait():
         raise SystemExit(f"{stage} ended with {code}:\n" + workdir.with_suffix(".log").read_text()[-3000:])
-    return first - began, time.perf_counter() - first
+    return first
 
 
-def kill(stage: str, arguments: list[str], workdir: Path, seconds: float, *, from_start: bool) -> bool:
-    """Starts a stage and kills it, with its worker processes, after so many seconds; False if it had ended before."""
+def kill(stage: str, arguments: list[str], workdir: Path, written: int, seconds: float) -> bool:
+    """Starts a stage and kills it, with its worker processes, so long after it has written so much; False if it had ended."""
     process = start(stage, arguments, workdir)
-    while not from_start and not has_begun(workdir) and process.poll() is None:
+    while progress(workdir) < written and process.poll() is None:
         time.sleep(0.002)
     time.sleep(seconds)
     killed = process.poll() is None
@@ -166,21 +167,22 @@ def main() -> int:
     stages = prepare(folder)
     for stage in chosen.stages.split(","):
         draw = random.Random(f"{chosen.seed} {stage}")
-        before, after = run(stage, stages[stage], folder / f"{stage}-whole")
-        expected = results(folder / f"{stage}-whole")
-        print(f"{stage}: undisturbed {before:.1f} s to its first record, then {after:.1f} s", flush=True)
+        first = run(stage, stages[stage], folder / f"{stage}-whole")
+        expected, whole = results(folder / f"{stage}-whole"), progress(folder / f"{stage}-whole")
         matrix[stage] = []
         for number in range(chosen.kills):
-            from_start, workdir = number % 5 == 4, folder / f"{stage}-{number}"
-            moment = draw.random() * ((before + after) if from_start else after)
-            killed = kill(stage, stages[stage], workdir, moment, from_start=from_start)
+            workdir, share, later = folder / f"{stage}-{number}", draw.random(), 0.1 * draw.random()
+            if number % 5 == 4:
+                when, moment = f"{share * first:.1f} s after its start", (0, share * first)
+            else:
+                when, moment = f"{later:.3f} s after {share:.0%} of its records", (share * whole, later)
+            killed = kill(stage, stages[stage], workdir, *moment)
             run(stage, stages[stage], workdir)
             found = results(workdir)
             different = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
             matrix[stage].append(not different)
-            since = "start" if from_start else "first record"
             how = "identical" if not different else f"DIFFERENT: {', '.join(sorted(different))}"
-            print(f"{stage}  kill {number}  {moment:6.2f} s after {since}{'' if killed else ' (had ended)'}  {how}", flush=True)
+            print(f"{stage}  kill {number}  {when}{'' if killed else ' (had ended)'}  {how}", flush=True)
             if not different:
                 shutil.rmtree(workdir)
     print("\n| stage | kills | identical |\n| --- | --- | --- |")

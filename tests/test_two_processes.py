@@ -1,4 +1,4 @@
-"""Two processes that share a mesh: each writes its own shard, and together what one process writes. They stop and end together."""
+"""Two processes that share a mesh: each writes its own shard, and together what one process writes. They stop together."""
 
 import json
 import os
