@@ -120,6 +120,21 @@ def test_a_cut_run_goes_on_to_the_bit(bandit, whole, monkeypatch, tmp_path):
     assert_same(parameters(workdir / "model"), parameters(whole[0] / "model"))
 
 
+def test_the_rollouts_of_a_step_that_is_not_finite_are_kept(bandit, monkeypatch, tmp_path):
+    learn = ppo.learn
+
+    def breaks(experience, models, config, step):
+        return learn(experience, models, config, step) | ({"value_loss": float("nan")} if step == 5 else {})
+
+    monkeypatch.setattr(ppo, "learn", breaks)
+    with pytest.raises(UserError, match=r"the value loss is nan at step 5; .* is kept in (\S+)nan/step-5.npz"):
+        ppo.run(config_of(bandit), tmp_path)
+    kept, records = np.load(tmp_path / "nan" / "step-5.npz"), [*map(json.loads, open(tmp_path / "nan" / "step-5.jsonl"))]
+    assert len(records) == 4 * 32 == len(kept["advantages"]) and records[0].keys() == {"problem_id", "sample", "text"}
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
+    assert metrics(tmp_path)[-1]["step"] == 4
+
+
 def test_group_advantages_solve_it_too(bandit, tmp_path):
     grpo = {"advantage": "grpo", "kl__place": "loss", "kl__estimator": "k3", "loss_mean": "sequences"}
     summary = ppo.run(config_of(bandit, whiten_advantages="none", **grpo), tmp_path)
