@@ -120,9 +120,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     workdir = Path(workdir)
     _check(config)
     mesh = make_mesh(config.mesh)
-    shards = axis_size(mesh, "batch")
     for name in ("forward_rows", "update_rows"):
-        if config[name] % shards:
+        if config[name] % (shards := axis_size(mesh, "batch")):
             raise UserError(f"config.{name}={config[name]} does not divide by the {shards} shards of config.mesh")
     tokenizer, template = load_tokenizer(config.init), get_template(config.template)
     questions = select_levels(read_many(config.questions, "problem"), config.levels)
@@ -167,9 +166,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         if start:
             models.restore(state)
         sampler.kernel.update(models.policy.params)
-        seconds, writer = Seconds(), MetricsWriter(workdir, resume_step=start, enabled=_first(), wandb=config.wandb)
-        metrics = writer.last
-        bar = tqdm(total=config.steps, initial=start, unit="step", desc=workdir.name, disable=not _first())
+        seconds, first = Seconds(), jax.process_index() == 0
+        writer = MetricsWriter(workdir, resume_step=start, enabled=first, wandb=config.wandb)
+        metrics, finished = writer.last, start
+        bar = tqdm(total=config.steps, initial=start, unit="step", desc=workdir.name, disable=not first)
         with writer, bar:
             if not start:
                 writer.write(0, validate(0, False))
@@ -179,7 +179,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
                 # Sample indices, and so the random numbers of a question, are new in every step.
                 seconds.start()
                 samples = range((step - 1) * config.sample.samples, step * config.sample.samples)
-                rollouts, metrics = sampler.draw(questions_of(step, questions, config), samples)
+                drawn = sampler.draw(questions_of(step, questions, config), samples, interrupted)
+                if drawn is None:  # this may take minutes, a preemption notice seconds: the step will begin anew
+                    break
+                rollouts, metrics = drawn
                 seconds.stop("rollout")
                 shaped = reward(rollouts)
                 seconds.stop("reward")
@@ -190,17 +193,18 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
                 sampler.kernel.update(models.policy.params)
                 seconds.stop("update")
                 models.stopped = 0 < config.stop_kl < metrics.get("kl", 0.0)
-                last = step == config.steps or models.stopped
-                metrics |= validate(step, last)
+                metrics |= validate(step, step == config.steps or models.stopped)
                 seconds.stop("validate")
                 writer.write(step, metrics | seconds.latest)
                 bar.update()
                 bar.set_postfix_str(f"reward {metrics['reward']:.3f}, {metrics['rollout_tokens_per_second']:,.0f} tokens/s")
-                signal_number = interrupted()
-                if last or signal_number or step % config.checkpoint_every == 0:
+                finished = step
+                if step % config.checkpoint_every == 0:
                     checkpoints.save(step, models.state())
-                if signal_number:
+                if interrupted():
                     break
+            if finished > start and finished % config.checkpoint_every:
+                checkpoints.save(finished, models.state())
     # The checkpoint is on disk. Also a signal that came during the last step, or while it was written, ends the stage.
     stop(interrupted())
     if not validated:
@@ -338,13 +342,9 @@ def _summary(validated: validation.Validation | None) -> dict[str, float]:
     return accuracies | {"best_step": best}
 
 
-def _first() -> bool:
-    return jax.process_index() == 0
-
-
 def _publish(workdir: Path) -> None:
     """best/ becomes the stage's model/ (and adapter/); after an interruption, what of it is still to be moved."""
-    if _first() and (best := workdir / "best").exists():
+    if jax.process_index() == 0 and (best := workdir / "best").exists():
         for part in best.iterdir():
             shutil.rmtree(workdir / part.name, ignore_errors=True)
             part.rename(workdir / part.name)

@@ -161,7 +161,8 @@ def leave(code: int, traceback: str = "") -> NoReturn:
     except Exception as error:
         if "DEADLINE_EXCEEDED" not in str(error):
             time.sleep(15)  # JAX is about to end this process
-    print(traceback, file=sys.stderr, flush=True)
+    if traceback:
+        print(traceback, file=sys.stderr, flush=True)
     os._exit(code)
 
 
