@@ -1,6 +1,8 @@
 """The one exception for a user's mistake. Ground floor: every room may import it; it imports nothing of ours."""
 
 import difflib
+import errno
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -31,3 +33,20 @@ def naming(prefix: str, outside: Iterable[str] = ("mesh",)) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(re.sub(rf"config\.(?!(?:{'|'.join(outside)})\b)", prefix, str(error))) from None
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def full_disk(error: BaseException | None) -> str | None:
+    """The sentence for an error that comes from a full disk, a quota or a limit of file size; None for any other."""
+    while error is not None:
+        # Orbax and TensorStore tell of it in words.
+        said = next((os.strerror(number) for number in FULL if os.strerror(number) in str(error)), None)
+        if said or (isinstance(error, OSError) and error.errno in FULL):
+            return (
+                f"the disk is full ({said or os.strerror(error.errno)}); what was written before is whole: make room and run "
+                "the same command to go on."
+            )
+        error = error.__cause__ or error.__context__
+    return None

@@ -2,8 +2,9 @@
 
     e2h <stage> --config=configs/….py [--config.field=value …] --workdir=DIR
 
-Exit codes: 0 finished · 2 the user's mistake, told in one sentence · 130 Ctrl-C, 143 SIGTERM and 141 nobody reads what is
-printed any more (`| head`), resumable by the same command · 1 our bug, with its traceback.
+Exit codes: 0 finished · 2 the user's mistake or a full disk, told in one sentence · 130 Ctrl-C, 143 SIGTERM or another
+process of the job has died, and 141 nobody reads what is printed any more (`| head`), resumable by the same command · 1 our
+bug, with its traceback.
 
 Nothing here imports JAX, so that help and refusals come at once.
 """
@@ -11,12 +12,14 @@ Nothing here imports JAX, so that help and refusals come at once.
 import ast
 import importlib
 import importlib.util
+import logging
 import os
 import re
 import select
 import signal
 import sys
 import textwrap
+import traceback
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +27,8 @@ from typing import Any, NamedTuple
 from absl import flags
 from absl import logging as absl_logging
 
-from e2h_jax.errors import UserError, nearest
+from e2h_jax.errors import UserError, full_disk, nearest
+from e2h_jax.parallel import hosts
 
 USAGE = "e2h <stage> --config=FILE.py [--config.field=value …] --workdir=DIR"
 
@@ -44,7 +48,22 @@ class Command(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line `argv` (default: this process's) and returns the exit code."""
+    """Runs the command line `argv` (default: this process's) and returns the exit code.
+
+    A process of a job of several that fails does not return: see `hosts.leave`.
+    """
+    try:
+        code = _main(argv)
+    except Exception:
+        if hosts.joined():
+            hosts.leave(1, traceback.format_exc())
+        raise
+    if code and hosts.joined():
+        hosts.leave(code)
+    return code
+
+
+def _main(argv: Sequence[str] | None) -> int:
     _quiet_libraries()
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -63,6 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return _interrupted(130)
+    except Exception as error:
+        if not (sentence := full_disk(error)):
+            raise
+        print(f"e2h: {sentence}", file=sys.stderr)
+        return 2
     except SystemExit as error:
         if error.code != 143:
             raise
@@ -280,6 +304,7 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns whenever a worker process is forked
     absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax and Grain report every save and restore
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # errors in Orbax's tasks, which Orbax raises as well
     # Grain and TFDS define absl flags and read them; theirs keep their defaults.
     flags.FLAGS(["e2h"])
 

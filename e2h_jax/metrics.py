@@ -30,25 +30,17 @@ class MetricsWriter:
 
     def __init__(self, workdir: str | os.PathLike, *, resume_step: int = 0, enabled: bool = True, wandb: bool = False):
         self._file = self._tensorboard = self._wandb = None
+        self.last: dict[str, Any] = {}  # scalars of the last line that survived
         if not enabled:
             return
-        # Not at the top: it takes 0.2 s, and a reader of this module's other users pays it too.
-        from tensorboardX import SummaryWriter
-
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         if wandb:
             self._wandb = _start_wandb(workdir)
         path = workdir / "metrics.jsonl"
-        _drop_after(path, resume_step)
+        self.last = _drop_after(path, resume_step)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
-        self._tensorboard = SummaryWriter(
-            str(workdir / "tensorboard"),
-            purge_step=resume_step + 1 if resume_step else 0,
-            flush_secs=10,
-            # Its file is named by the second, and one that is there already would be overwritten.
-            filename_suffix=f".{resume_step}",
-        )
+        self._tensorboard = _Events(workdir / "tensorboard", resume_step)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Logs `scalars` at `step` and adds "time" (Unix seconds). Not finite: written as "nan", "inf", "-inf"."""
@@ -58,17 +50,16 @@ class MetricsWriter:
         record = {"step": int(step), **{name: _json_number(value) for name, value in values.items()}}
         self._file.write(json.dumps(record | {"time": round(time.time(), 3)}) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, int(step))
+        self._tensorboard.write(int(step), values)
         if self._wandb is not None:
             self._wandb.log(values, step=int(step))
 
     def close(self) -> None:
         """Flushes and closes everything; a second call does nothing."""
         if self._file is not None:
-            self._file.close()
-            self._tensorboard.close()
-            self._file = self._tensorboard = None
+            file, events, self._file, self._tensorboard = self._file, self._tensorboard, None, None
+            file.close()
+            events.close()
         if self._wandb is not None:
             self._wandb.finish()
             self._wandb = None
@@ -78,6 +69,33 @@ class MetricsWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Events:
+    """TensorBoard's file of events. tensorboardX's own writer has a thread; when a full disk ends it, the run waits for it."""
+
+    def __init__(self, folder: Path, resume_step: int):
+        # Not at the top: it takes 0.2 s, and a reader of this module's other users pays it too.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        self._event, self._scalar, self._flushed = Event, scalar, 0.0
+        folder.mkdir(exist_ok=True)
+        # The file is named by the second, and one that is there already would be overwritten.
+        self._writer = EventsWriter(str(folder / "events"), f".{resume_step}")
+        start = SessionLog(status=SessionLog.START)  # hides what was logged before from this step on
+        self._writer.write_event(Event(step=resume_step + 1 if resume_step else 0, session_log=start))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.write_event(self._event(step=step, wall_time=time.time(), summary=self._scalar(name, value)))
+        if time.time() > self._flushed + 10:
+            self._writer.flush()
+            self._flushed = time.time()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 class Seconds:
@@ -103,10 +121,10 @@ def _json_number(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def _drop_after(path: Path, resume_step: int) -> None:
-    """Rewrites `path` without the lines after `resume_step`, through a temporary name."""
+def _drop_after(path: Path, resume_step: int) -> dict[str, Any]:
+    """Rewrites `path` without the lines after `resume_step`, through a temporary name; returns the scalars of the last one."""
     if not path.exists():
-        return
+        return {}
     kept = []
     lines = path.read_bytes().split(b"\n")
     # After the last newline comes nothing, or what a killed process left of a line.
@@ -117,14 +135,17 @@ def _drop_after(path: Path, resume_step: int) -> None:
             raise UserError(f"{path}:{number}: not a line of metrics; remove it.") from None
         if 0 < step <= resume_step or (step == 0 and resume_step):
             kept.append(line + b"\n")
+    last = json.loads(kept[-1]) if kept else {}
+    last = {name: value for name, value in last.items() if name not in ("step", "time")}
     if len(kept) == len(lines) - 1 and not lines[-1]:
-        return
+        return last
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "wb") as file:
         file.writelines(kept)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+    return last
 
 
 def _start_wandb(workdir: Path) -> Any:

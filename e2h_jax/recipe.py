@@ -27,6 +27,7 @@ from rich.table import Table
 from e2h_jax import stage as stages
 from e2h_jax.config import suggest_field
 from e2h_jax.errors import UserError
+from e2h_jax.parallel import hosts
 
 RESERVED = ("stages", "publish", "seed")
 
@@ -184,7 +185,7 @@ def _check_inputs(config: ConfigDict, workdir: Path) -> None:
 
 
 def _publish(config: ConfigDict, workdir: Path) -> None:
-    if stages.process_index() > 0:
+    if hosts.process_index() > 0:
         return
     for source, name in config.publish:
         # A recipe may be run in part (--config.stages=prepare,sft); it then publishes less.

@@ -6,6 +6,7 @@ Around `run`, `execute` keeps these files in the stage's folder:
     config.json    what was asked for: stage, config and its fingerprint; written before the stage starts
     done.json      what came of it: summary and seconds; there only when the stage has finished
     seconds.json   seconds of earlier, interrupted runs (a run ended by kill -9 is not counted)
+    .compiled/     programs compiled for accelerators (in a recipe, for all of its stages): only time is lost with it
     .lock          held while a process works here, so that no second one does; the lock dies with its process
 
 A finished folder is not run again; an unfinished one is resumed by the stage; one with another config is refused,
@@ -31,8 +32,10 @@ from ml_collections import ConfigDict
 from e2h_jax.config import check_fields, differences, fingerprint, plain, substitute
 from e2h_jax.data.storage import write_json
 from e2h_jax.errors import UserError, nearest
+from e2h_jax.parallel import hosts
 
-OWN_FILES = {"config.json", "done.json", "seconds.json", ".lock"}
+OWN_FILES = {"config.json", "done.json", "seconds.json", ".lock", ".compiled"}
+ONE_HOST = {"prepare", "labels", "evaluate"}  # stages without a mesh: of several hosts the first one does it all
 
 STAGES = {
     "prepare": "e2h_jax.data.prepare",
@@ -86,10 +89,16 @@ def execute(
     """
     module = load(stage)
     folder = Path(workdir)
+    hosts.start()
+    first = hosts.process_index() == 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {folder}: {error.strerror.lower()}.") from None
+    if "jax" in sys.modules:
+        from e2h_jax.parallel import mesh
+
+        mesh.keep_programs(folder / ".compiled")
     with _lock(folder):
         check_folder(stage, config, folder)
         # A recipe looks at each of its stages every time, so it is never finished as a whole.
@@ -97,23 +106,26 @@ def execute(
             print(f"{folder}: {stage} is done already, skipped (to run it again, delete the folder)")
             return done["metrics"]
         identity = {"stage": stage, "fingerprint": fingerprint(config)}
-        if process_index() == 0:
+        if first:
             asked = identity | {"inputs": dict(inputs or {}), "config": plain(config)}
             write_json(folder / "config.json", asked)
         earlier = 0.0 if stage == "recipe" else (read_json(folder / "seconds.json") or {"seconds": 0.0})["seconds"]
         began = time.perf_counter()
         try:
-            metrics = plain(module.run(substitute(config, run) if run is not None else config, folder), "summary")
+            metrics = {}
+            if first or stage not in ONE_HOST:
+                metrics = plain(module.run(substitute(config, run) if run is not None else config, folder), "summary")
         except BaseException:
-            if process_index() == 0 and stage != "recipe":
+            if first and stage != "recipe":
                 write_json(folder / "seconds.json", {"seconds": earlier + time.perf_counter() - began})
             raise
-        _wait_for_all_processes(f"{folder} done")
-        if process_index() == 0:
+        hosts.wait(f"{folder} finished")  # done.json must not appear while another host still writes its shard
+        if first:
             seconds = round(earlier + time.perf_counter() - began, 3)
             outcome = {"run": uuid.uuid4().hex, "seconds": seconds, "metrics": metrics}
             write_json(folder / "done.json", identity | outcome)
             (folder / "seconds.json").unlink(missing_ok=True)
+        hosts.wait(f"{folder} done")  # nor may another host take up the next stage before
     return metrics
 
 
@@ -133,7 +145,7 @@ def check_folder(stage: str, config: ConfigDict, workdir: str | Path) -> None:
 def _is_untouched(folder: Path) -> bool:
     """Whether nothing has come of the run in `folder`: it is not finished and has written no file."""
     return not (folder / "done.json").exists() and not any(
-        path.is_file() and path.relative_to(folder).as_posix() not in OWN_FILES for path in folder.rglob("*")
+        path.is_file() and path.relative_to(folder).parts[0] not in OWN_FILES for path in folder.rglob("*")
     )
 
 
@@ -157,35 +169,10 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged; delete its folder and run again.") from None
 
 
-def process_index() -> int:
-    """This process's number in a multi-host job; 0 in a job of one. Does not load JAX for it.
-
-    Taken from JAX once its processes have joined, and before that from the environment variable E2H_PROCESS_INDEX,
-    which the launch scripts of pods set.
-    """
-    if "jax" in sys.modules:
-        import jax
-
-        if jax.distributed.is_initialized():
-            return jax.process_index()
-    return int(os.environ.get("E2H_PROCESS_INDEX", "0"))
-
-
-def _wait_for_all_processes(name: str) -> None:
-    # done.json must not appear while another host still writes its shard.
-    if "jax" in sys.modules:
-        import jax
-
-        if jax.distributed.is_initialized():
-            from jax.experimental import multihost_utils
-
-            multihost_utils.sync_global_devices(name)
-
-
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Keeps other processes out of `folder`. The kernel frees the lock when the process ends, by kill -9 too."""
-    if process_index() > 0:
+    if hosts.process_index() > 0:
         yield
         return
     with open(folder / ".lock", "a+", encoding="utf-8") as file:

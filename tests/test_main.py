@@ -1,3 +1,4 @@
+import errno
 import os
 import re
 import signal
@@ -178,3 +179,30 @@ def test_a_broken_pipe_to_a_worker_is_our_bug(e2h, monkeypatch):
     monkeypatch.setattr(command, "_run", run)
     with pytest.raises(BrokenPipeError, match="a worker"):
         e2h("toy", "--workdir=out")
+
+
+def test_a_full_disk_is_one_sentence(e2h, monkeypatch):
+    def run(command):
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out/metrics.jsonl")
+        except OSError as error:
+            raise ValueError("a save failed") from error
+
+    monkeypatch.setattr(command, "_run", run)
+    code, _, err = e2h("toy", "--workdir=out")
+    assert code == 2 and err.startswith("e2h: the disk is full (No space left on device)") and err.count("\n") == 1
+
+
+def test_a_process_of_several_that_fails_leaves_its_job(e2h, monkeypatch):
+    left = []
+    monkeypatch.setattr(command.hosts, "joined", lambda: True)
+    monkeypatch.setattr(command.hosts, "leave", lambda *how: left.append(how))
+    e2h("tyo", "--workdir=out")
+
+    def run(command):
+        raise RuntimeError("gloo")
+
+    monkeypatch.setattr(command, "_run", run)
+    with pytest.raises(RuntimeError):
+        e2h("toy", "--workdir=out")
+    assert left[0] == (2,) and left[1][0] == 1 and "RuntimeError: gloo" in left[1][1]

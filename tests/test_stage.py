@@ -114,6 +114,21 @@ def test_only_the_first_process_of_a_job_writes(toy, monkeypatch):
     assert os.listdir(toy / "out") == ["runs.txt"]
 
 
+def test_a_stage_without_a_mesh_is_left_to_the_first_process(toy, monkeypatch):
+    monkeypatch.setattr(stage, "ONE_HOST", {"toy"})
+    monkeypatch.setenv("E2H_PROCESS_INDEX", "1")
+    monkeypatch.delitem(sys.modules, "jax", raising=False)
+    assert stage.execute("toy", toy_config(), toy / "out") == {}
+    assert os.listdir(toy / "out") == []
+
+
+def test_kept_programs_are_nothing_that_came_of_a_run(toy):
+    (toy / "out" / ".compiled").mkdir(parents=True)
+    (toy / "out" / ".compiled" / "jit_step-cache").write_bytes(b"")
+    (toy / "out" / "config.json").write_text(json.dumps({"stage": "other"}))
+    assert stage.execute("toy", toy_config(), toy / "out")["steps"] == 3
+
+
 def test_a_damaged_file_is_named(toy):
     (toy / "out").mkdir()
     (toy / "out" / "config.json").write_text("{")

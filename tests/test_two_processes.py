@@ -1,59 +1,81 @@
-"""Two processes that share a mesh: each writes its own shard, and together what one process writes."""
+"""Two processes that share a mesh: each writes its own shard, and together what one process writes. They stop together."""
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
+import numpy as np
 import pytest
 
 from e2h_jax import stage
 from e2h_jax.data import arithmetic
 from e2h_jax.data.records import read_many
 from e2h_jax.data.storage import write_records
+from e2h_jax.data.templates import get_template
 from e2h_jax.data.tokenizer import build_tokenizer
 from e2h_jax.models import store
+from e2h_jax.models.arrays import open_arrays
 from e2h_jax.models.llama import LlamaConfig
 from e2h_jax.parallel.mesh import make_mesh
 
 PROGRAM = """
 import json, sys
 from pathlib import Path
-from e2h_jax import stage
-for name, fields, folder in json.load(open(sys.argv[1])):
-    config = stage.load(name).defaults()
-    config.update(fields)
-    stage.execute(name, config, Path(folder))
+from e2h_jax import main, stage
+from e2h_jax.parallel import hosts
+hosts.HEARTBEAT_SECONDS = 10
+
+def run(stages):
+    for name, fields, folder in stages:
+        config = stage.load(name).defaults()
+        config.update(fields)
+        stage.execute(name, config, Path(folder))
+    return 0
+
+main._run = run  # in place of a command line's stage
+main.parse = lambda path: json.load(open(path[0]))
+main.COMMANDS = {}
+sys.exit(main.main(sys.argv[1:]))
 """
 
 
-def run_on_two(stages, tmp_path):
-    """Runs stages one after the other in two processes of two devices each."""
-    (tmp_path / "stages.json").write_text(json.dumps(stages))
+def start(stages, folder, count=2):
+    """Starts stages, to be run one after the other, in `count` processes of four devices together."""
+    (folder / "stages.json").write_text(json.dumps(stages))
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     processes = []
-    for index in range(2):
-        environment = os.environ | {
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-            "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-            "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-            "JAX_NUM_PROCESSES": "2",
-            "JAX_PROCESS_ID": str(index),
-            "E2H_PROCESS_INDEX": str(index),
-        }
-        with open(tmp_path / f"log{index}.txt", "wb") as log:
-            command = [sys.executable, "-c", PROGRAM, str(tmp_path / "stages.json")]
+    for index in range(count):
+        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}"}
+        if count > 1:
+            environment["JAX_COORDINATOR_ADDRESS"] = f"localhost:{port}"
+            environment |= {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
+        with open(folder / f"log{index}.txt", "wb") as log:
+            command = [sys.executable, "-c", PROGRAM, str(folder / "stages.json")]
             processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
+    return processes
+
+
+def codes_of(processes):
     try:
-        codes = [process.wait(timeout=240) for process in processes]
+        return [process.wait(timeout=240) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert codes == [0, 0], "".join((tmp_path / f"log{index}.txt").read_text()[-3000:] for index in range(2))
+
+
+def logs(folder):
+    return [path.read_text()[-3000:] for path in sorted(folder.glob("log*.txt"))]
+
+
+def run_on_two(stages, folder):
+    assert codes_of(start(stages, folder)) == [0, 0], logs(folder)
 
 
 def by_key(folder, kind):
@@ -93,3 +115,58 @@ def test_sampling_and_scoring(tmp_path):
     for key, record in by_key(tmp_path / "alone", "sample").items():
         assert record["text"] == whole["samples"][key]["text"]
         assert record["logprob"] == pytest.approx(whole["samples"][key]["logprob"], abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    """A folder, the fields of a training of 60 steps in it, and its parameters when one process runs it."""
+    folder = tmp_path_factory.mktemp("training")
+    build_tokenizer(arithmetic.PIECES, folder / "tokenizer")
+    template, problems = get_template("e2h"), list(arithmetic.problems(0, "train", 1, 160))
+    solved = [p | {"solution": template.format_solution(*arithmetic.solve(p["question"]))} for p in problems]
+    write_records(folder / "solved.jsonl", solved)
+    fields = {"tokenizer": str(folder / "tokenizer"), "data": str(folder / "solved.jsonl"), "length": 64, "batch_size": 8}
+    fields |= {"epochs": 4, "log_every": 1, "checkpoint_every": 15, "mesh": [2, 2, 1]}
+    assert codes_of(start([("sft", fields, str(folder / "whole"))], folder, count=1)) == [0], logs(folder)
+    return folder, fields, parameters(folder / "whole")
+
+
+def parameters(workdir):
+    return {name: np.asarray(array.read().result()) for name, array in open_arrays(workdir / "model" / "params").items()}
+
+
+def wait_for_steps(workdir, count, process):
+    path = workdir / "metrics.jsonl"
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        assert process.poll() is None
+        time.sleep(0.01)
+
+
+def test_told_to_stop_two_go_on_as_one(training, tmp_path):
+    folder, fields, expected = training
+    stages, workdir = [("sft", fields, str(tmp_path / "run"))], tmp_path / "run"
+    processes = start(stages, tmp_path)
+    wait_for_steps(workdir, 5, processes[0])
+    processes[1].send_signal(signal.SIGTERM)  # one alone
+    assert codes_of(processes) == [143, 143], logs(tmp_path)
+    assert all("run the same command to resume" in log for log in logs(tmp_path))
+    (saved,) = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
+    assert [json.loads(line)["step"] for line in open(workdir / "metrics.jsonl")] == list(range(1, saved + 1))
+    assert codes_of(start(stages, tmp_path, count=1)) == [0], logs(tmp_path)
+    found = parameters(workdir)
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_the_death_of_one_is_the_end_of_both(training, tmp_path, dead):
+    folder, fields, _ = training
+    processes = start([("sft", fields | {"epochs": 400}, str(tmp_path / "run"))], tmp_path)
+    wait_for_steps(tmp_path / "run", 5, processes[0])
+    processes[dead].kill()
+    began = time.monotonic()
+    codes = codes_of(processes)
+    assert codes[dead] == -9 and codes[1 - dead] == 143, logs(tmp_path)
+    assert time.monotonic() - began < 40  # with a heartbeat of 10 s
+    assert "e2h: another process of this job has died (see above); run the same command on all" in logs(tmp_path)[1 - dead]

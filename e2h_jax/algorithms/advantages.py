@@ -123,3 +123,8 @@ def kl(name: str, logprobs: Any, reference_logprobs: Any) -> Any:
     if name not in _KL:
         raise UserError(f'"{name}" is no KL estimator{nearest(name, _KL)}; use {", ".join(_KL)}.')
     return _KL[name](logprobs, reference_logprobs - logprobs)
+
+
+def masked_mean(x: np.ndarray, mask: np.ndarray) -> float:
+    """Mean of the entries of `x` that the 0/1 `mask` of the same shape keeps; 0 if it keeps none."""
+    return float((x * mask).sum() / max(mask.sum(), 1))

@@ -205,8 +205,7 @@ def reference_logprobs(
         batch_size=rows,
         seed=0,
         epochs=1,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        own=loop.own_rows(mesh, rows),
     )
 
     @jax.jit

@@ -11,7 +11,6 @@ from the evaluator alone.
 """
 
 import shutil
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from e2h_jax.algorithms import actor_critic, validation
-from e2h_jax.algorithms.advantages import KL_ESTIMATORS, SCOPES, gae, grpo, kl, rloo, whiten
+from e2h_jax.algorithms.advantages import KL_ESTIMATORS, SCOPES, gae, grpo, kl, masked_mean, rloo, whiten
 from e2h_jax.data.records import read_many, select_levels
 from e2h_jax.data.rollout import Rollout, pack
 from e2h_jax.data.templates import get_template
@@ -38,7 +37,7 @@ from e2h_jax.sampling import sample
 from e2h_jax.sampling.rollout import Sampler
 from e2h_jax.training import optimizer as optimizers
 from e2h_jax.training.checkpoint import Checkpoints
-from e2h_jax.training.loop import check_finite, interrupts
+from e2h_jax.training.faults import check_finite, interrupts, stop
 
 ADVANTAGES = ("gae", "rloo", "grpo")
 MEANS = ("tokens", "sequences", "slots")
@@ -160,12 +159,14 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
                 models.save(workdir / "best", tokenizer)
             return {f"validation/{name}": value for name, value in accuracy.items()}
 
-        start, metrics = checkpoints.latest_step or 0, {}
+        start, state = checkpoints.restore(models.state())
         if start:
-            models.restore(checkpoints.restore(models.state()))
+            models.restore(state)
         sampler.kernel.update(models.policy.params)
-        seconds, writer = Seconds(), MetricsWriter(workdir, resume_step=start, enabled=_first(), wandb=config.wandb)
-        bar = tqdm(total=config.steps, initial=start, unit="step", desc=workdir.name, disable=not _first())
+        seconds, first = Seconds(), jax.process_index() == 0
+        writer = MetricsWriter(workdir, resume_step=start, enabled=first, wandb=config.wandb)
+        metrics, finished = writer.last, start
+        bar = tqdm(total=config.steps, initial=start, unit="step", desc=workdir.name, disable=not first)
         with writer, bar:
             if not start:
                 writer.write(0, validate(0, False))
@@ -175,30 +176,34 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
                 # Sample indices, and so the random numbers of a question, are new in every step.
                 seconds.start()
                 samples = range((step - 1) * config.sample.samples, step * config.sample.samples)
-                rollouts, metrics = sampler.draw(questions_of(step, questions, config), samples)
+                drawn = sampler.draw(questions_of(step, questions, config), samples, interrupted)
+                if drawn is None:  # this may take minutes, a preemption notice seconds: the step will begin anew
+                    break
+                rollouts, metrics = drawn
                 seconds.stop("rollout")
                 shaped = reward(rollouts)
                 seconds.stop("reward")
                 experience, measured = make_experience(rollouts, shaped, models, config)
                 seconds.stop("forward")
                 metrics |= measured | learn(experience, models, config, step)
+                check_finite(workdir, step, metrics, *inspected(experience))
                 sampler.kernel.update(models.policy.params)
                 seconds.stop("update")
                 models.stopped = 0 < config.stop_kl < metrics.get("kl", 0.0)
-                last = step == config.steps or models.stopped
-                metrics |= validate(step, last)
+                metrics |= validate(step, step == config.steps or models.stopped)
                 seconds.stop("validate")
                 writer.write(step, metrics | seconds.latest)
                 bar.update()
                 bar.set_postfix_str(f"reward {metrics['reward']:.3f}, {metrics['rollout_tokens_per_second']:,.0f} tokens/s")
-                signal_number = interrupted()
-                if last or signal_number or step % config.checkpoint_every == 0:
+                finished = step
+                if step % config.checkpoint_every == 0:
                     checkpoints.save(step, models.state())
-                if signal_number:
+                if interrupted():
                     break
+            if finished > start and finished % config.checkpoint_every:
+                checkpoints.save(finished, models.state())
     # The checkpoint is on disk. Also a signal that came during the last step, or while it was written, ends the stage.
-    if signal_number := interrupted():
-        raise KeyboardInterrupt if signal_number == signal.SIGINT else SystemExit(143)
+    stop(interrupted())
     if not validated:
         models.save(workdir / "best", tokenizer)
     _publish(workdir)
@@ -234,7 +239,7 @@ def make_experience(
     names = sorted({name for judged in shaped for name in judged.parts})  # a part may be missing, as accuracy of hard questions
     parts = {name: [judged.parts[name] for judged in shaped if name in judged.parts] for name in names}
     metrics = {f"reward/{name}": float(np.mean(values)) for name, values in parts.items()}
-    metrics |= {"reward": float(rewards.sum(1).mean()), "entropy": _masked_mean(entropy, mask), "kl_coef": models.kl_coef}
+    metrics |= {"reward": float(rewards.sum(1).mean()), "entropy": masked_mean(entropy, mask), "kl_coef": models.kl_coef}
     if config.kl.coef:
         if config.kl.place == "reward":
             rewards -= models.kl_coef * kl(config.kl.estimator, old, reference) * mask
@@ -256,8 +261,8 @@ def make_experience(
     returns = np.zeros_like(rewards)
     if config.advantage == "gae":
         advantages, returns = gae(rewards, values, seen, config.gamma, config.lam)
-        spread = _masked_mean(returns**2, mask) - _masked_mean(returns, mask) ** 2
-        metrics["explained_variance"] = 1 - _masked_mean((returns - values) ** 2, mask) / max(spread, 1e-8)
+        spread = masked_mean(returns**2, mask) - masked_mean(returns, mask) ** 2
+        metrics["explained_variance"] = 1 - masked_mean((returns - values) ** 2, mask) / max(spread, 1e-8)
     else:
         totals, groups = (rewards * mask).sum(1), [rollout.problem["id"] for rollout in rollouts]
         whole = rloo(totals, groups) if config.advantage == "rloo" else grpo(totals, groups, scale_by_std=config.grpo_std)
@@ -290,9 +295,13 @@ def learn(
                 far = 0 < config.target_kl < (float(sums["approximate_kl"]) if config.target_kl else 0.0)
             for name, value in sums.items():
                 logged.setdefault(name, []).append(value)
-    metrics = {name: float(np.mean([np.asarray(value) for value in values])) for name, values in logged.items()}
-    check_finite(step, metrics)
-    return metrics
+    return {name: float(np.mean([np.asarray(value) for value in values])) for name, values in logged.items()}
+
+
+def inspected(experience: Experience) -> tuple[dict[str, np.ndarray], list[dict]]:
+    """What is kept of a step that went wrong: its arrays, and the rollouts with their texts."""
+    records = [{"problem_id": r.problem["id"], "sample": r.sample, "text": r.text} for r in experience.rollouts]
+    return dict(zip(Experience._fields[1:], experience[1:], strict=True)), records
 
 
 def minibatch(experience: Experience, chosen: np.ndarray, config: ml_collections.ConfigDict) -> list[dict[str, np.ndarray]]:
@@ -313,10 +322,6 @@ def minibatch(experience: Experience, chosen: np.ndarray, config: ml_collections
     ]
 
 
-def _masked_mean(x: np.ndarray, mask: np.ndarray) -> float:
-    return float((x * mask).sum() / max(mask.sum(), 1))
-
-
 def _drawing(config: ml_collections.ConfigDict, **changes) -> ml_collections.ConfigDict:
     """The fields with which `sampling/sample.py` makes a kernel."""
     drawing = config.sample.copy_and_resolve_references().unlock()
@@ -334,13 +339,9 @@ def _summary(validated: validation.Validation | None) -> dict[str, float]:
     return accuracies | {"best_step": best}
 
 
-def _first() -> bool:
-    return jax.process_index() == 0
-
-
 def _publish(workdir: Path) -> None:
     """best/ becomes the stage's model/ (and adapter/); after an interruption, what of it is still to be moved."""
-    if _first() and (best := workdir / "best").exists():
+    if jax.process_index() == 0 and (best := workdir / "best").exists():
         for part in best.iterdir():
             shutil.rmtree(workdir / part.name, ignore_errors=True)
             part.rename(workdir / part.name)

@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-from jax.experimental import multihost_utils
 
 from e2h_jax.algorithms import validation
 from e2h_jax.data.records import has_answer, read_many
@@ -26,6 +25,7 @@ from e2h_jax.evaluation.voting import AGGREGATIONS, aggregate
 from e2h_jax.grading.pool import GradingPool
 from e2h_jax.metrics import MetricsWriter
 from e2h_jax.models import lora, store
+from e2h_jax.parallel import hosts
 from e2h_jax.parallel.checks import check_model, check_rows
 from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.rewards import score
@@ -223,16 +223,11 @@ def part(folder: Path, name: str, run: Callable[[Path], Metrics]) -> Metrics:
             metrics = run(folder / name)
         except UserError as error:  # of a stage that does not know where it is at work
             raise UserError(f"{folder.name}/{name}: {error}") from error
-        _wait(str(marker))  # for the other processes' shards
+        hosts.wait(str(marker))  # for the other processes' shards
         if jax.process_index() == 0:
             write_json(marker, {**metrics, "seconds": round(time.perf_counter() - began, 3)})
-        _wait(f"{marker} written")
+        hosts.wait(f"{marker} written")
     return json.loads(marker.read_text())
-
-
-def _wait(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path, play: Callable[[Round], Metrics]) -> Metrics:
@@ -262,7 +257,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, play: Callable[[Round]
 
             def solve(folder: Path) -> Metrics:
                 sample.run(greedy, folder)
-                _wait(f"{folder} sampled")
+                hosts.wait(f"{folder} sampled")
                 return validations.record(number, {r["problem_id"]: r["text"] for r in read_many(folder, "sample")})
 
             return part(workdir / f"round-{number}", "validation", solve)
@@ -305,4 +300,4 @@ def _publish(source: Path, target: Path) -> None:
         shutil.copytree(source, partial)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
-    _wait(f"{target} published")
+    hosts.wait(f"{target} published")

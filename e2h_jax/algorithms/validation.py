@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
 
 from e2h_jax.data.records import has_answer, json_lines, read_many
 from e2h_jax.data.storage import write_records, write_text
@@ -20,6 +22,7 @@ from e2h_jax.errors import UserError, nearest
 from e2h_jax.grading.pool import GradingPool
 
 EASY = (1, 2, 3)  # levels
+VERDICTS = ("correct", "wrong", "undecided")
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -74,6 +77,9 @@ class Validation:
         verdicts = self._pool.grade_many(
             (answer, problem["answer"]) for answer, problem in zip(answers, self.problems, strict=True)
         )
+        if jax.process_count() > 1:  # time may run out on one process alone; all must agree which step is the best
+            found = np.array([VERDICTS.index(verdict) for verdict in verdicts], np.int32)
+            verdicts = [VERDICTS[index] for index in multihost_utils.broadcast_one_to_all(found)]
         right = {p["id"]: verdict == "correct" for p, verdict in zip(self.problems, verdicts, strict=True)}
         accuracy = accuracies((problem["level"], right[problem["id"]]) for problem in self.problems)
         record = {

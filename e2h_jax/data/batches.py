@@ -102,27 +102,24 @@ def packed_batches(
     batch_size: int,
     seed: int,
     epochs: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    own: Sequence[int] | None = None,
 ) -> tuple[grain.IterDataset, int]:
-    """Packs examples into rows of `length` tokens and batches this process's share of them.
+    """Packs examples into rows of `length` tokens, and rows into batches, of which it makes the rows `own` (None = all).
 
-    The last batch is filled up with padding rows, so every example is seen exactly `epochs` times and every process gets
-    equally many batches. The order depends on `seed` and the data alone.
+    The last batch is filled up with padding rows, so every example is seen exactly `epochs` times. The batches depend on `seed`
+    and the data alone, whichever process makes which of their rows.
 
     Returns:
-      a dataset of dicts of [batch_size / process_count, length] arrays, and the number of batches in it.
+      a dataset of dicts of [len(own), length] arrays, and the number of batches in it.
 
     Raises:
-      UserError: an example is longer than a row, there is none, or the processes do not divide the batch size.
+      UserError: an example is longer than a row, or there is none.
     """
     if not examples:
         raise UserError("no training example is left; check config.data, config.levels and config.length")
     lengths = [len(example["tokens"]) for example in examples]
     if max(lengths) > length:
         raise UserError(f"an example has {max(lengths)} tokens but rows hold {length}; raise config.length")
-    if batch_size % process_count:
-        raise UserError(f"config.batch_size={batch_size} does not divide by {process_count} processes")
     rows = plan_rows(lengths, length=length, seed=seed, epochs=epochs)
     rows += [np.zeros(0, np.int32)] * (-len(rows) % batch_size)
     dtypes = {name: array.dtype for name, array in examples[0].items()}
@@ -139,8 +136,10 @@ def packed_batches(
             start = stop
         return row
 
-    dataset = grain.MapDataset.source(rows[process_index::process_count]).map(fill)
-    dataset = dataset.batch(batch_size // process_count).to_iter_dataset(
+    own = range(batch_size) if own is None else own
+    mine = [rows[start + row] for start in range(0, len(rows), batch_size) for row in own]
+    dataset = grain.MapDataset.source(mine).map(fill)
+    dataset = dataset.batch(len(own)).to_iter_dataset(
         grain.ReadOptions(num_threads=1, prefetch_buffer_size=16)
     )
     return dataset, len(rows) // batch_size

@@ -164,6 +164,26 @@ def write_json(path: str | Path, value: Any) -> None:
     _write_whole(path, [text + b"\n"])
 
 
+def check_same(path: str | Path, identity: Any, *, resumed: bool, write: bool, doing: str) -> None:
+    """Keeps in `path` what a run was begun with; another at its resumption is refused.
+
+    Args:
+      resumed: something of the run is there already.
+      write: whether this process is the one that writes.
+      doing: "training on other data".
+
+    Raises:
+      UserError: a resumed run was begun with something else.
+    """
+    path = Path(path)
+    if resumed and path.exists():
+        if json.loads(path.read_text()) != identity:
+            remedy = "restore what it was begun with, or delete the folder"
+            raise UserError(f"{path.parent} was interrupted while {doing}; {remedy}")
+    elif write:
+        write_json(path, identity)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Writes a whole text file under a temporary name, then renames it."""
     _write_whole(path, [text.encode(errors="replace")])

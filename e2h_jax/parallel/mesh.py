@@ -1,29 +1,31 @@
-"""The device mesh ("data", "fsdp", "tensor") and multi-host start-up."""
+"""The device mesh ("data", "fsdp", "tensor"), and where programs compiled for it are kept."""
 
-import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from e2h_jax.errors import UserError
+from e2h_jax.parallel import hosts
 from e2h_jax.parallel.rules import MESH_AXES
 
+_programs: Path | None = None
 
-def start_multi_host() -> None:
-    """Joins the processes of a pod when the environment names a coordinator.
 
-    On TPU pods JAX finds everything itself. Elsewhere JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID say it. A single process is left alone, and so is one that has joined. `make_mesh` calls it, before any other
-    use of JAX.
+def keep_programs(folder: Path) -> None:
+    """Keeps programs for accelerators in `folder`, so that a restarted run does not compile them again; the first call counts.
+
+    JAX_COMPILATION_CACHE_DIR names another folder, and on CPUs the only one: there a program may not run on the next machine.
     """
-    if jax.distributed.is_initialized():
-        return
-    workers = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-    if "JAX_COORDINATOR_ADDRESS" in os.environ or len(workers) > 1:
-        names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
-        jax.distributed.initialize(**{field: int(os.environ[name]) for field, name in names.items() if name in os.environ})
+    global _programs
+    _programs = _programs or folder
+
+
+def _use_kept_programs(platform: str) -> None:
+    if _programs is not None and platform != "cpu" and jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(_programs.absolute()))
 
 
 def platform() -> str:
@@ -41,8 +43,9 @@ def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None)
     Auto axis types: the compiler propagates shardings from the annotations that `rules.py` decides.
     Raises UserError when the shape does not multiply to the number of devices.
     """
-    start_multi_host()
+    hosts.start()
     devices = list(devices if devices is not None else jax.devices())
+    _use_kept_programs(devices[0].platform)
     shape = tuple(int(size) for size in shape)
     if len(shape) != len(MESH_AXES) or any(size == 0 or size < -1 for size in shape) or shape.count(-1) > 1:
         raise UserError(f"config.mesh={shape} must be three sizes {MESH_AXES}, positive, at most one of them -1")

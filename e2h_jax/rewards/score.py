@@ -4,6 +4,7 @@ One forward pass scores all steps of a solution; solutions are batched by length
 with what is missing. On several hosts each writes a share of the solutions.
 """
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from e2h_jax.data.records import read_many
 from e2h_jax.data.rewrite import rewrite
 from e2h_jax.data.steps import READ_AT, check_tag, encode_solutions
-from e2h_jax.data.storage import ShardWriter
+from e2h_jax.data.storage import ShardWriter, check_same, digest
 from e2h_jax.data.templates import get_template
 from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError, nearest
@@ -77,6 +78,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     with ShardWriter(workdir, "scored", key=key, **process) as writer:
         samples = read_many(config.samples, "sample")
+        inputs = {"model": store.identity(config.model), "samples": digest(*sorted(map(json.dumps, samples))).hex()}
+        doing = "scoring other samples or with another model"
+        check_same(workdir / "inputs.json", inputs, resumed=bool(writer.done), write=jax.process_index() == 0, doing=doing)
         for sample in samples:
             if sample["problem_id"] not in questions:
                 raise UserError(

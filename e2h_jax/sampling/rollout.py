@@ -1,7 +1,7 @@
 """Rollouts for reinforcement learning: the sampler of `e2h sample`, kept compiled while its weights change."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -44,16 +44,20 @@ class Sampler:
         lengths = [len(prompt) for prompt in self.prompts.values()]
         self.kernel = make_kernel(config, graph, model_config, params, mesh, tokenizer, template, lengths)
 
-    def draw(self, problems: Sequence[Mapping], samples: Sequence[int]) -> tuple[list[Rollout], dict[str, float]]:
+    def draw(
+        self, problems: Sequence[Mapping], samples: Sequence[int], interrupted: Callable[[], Any] = lambda: None
+    ) -> tuple[list[Rollout], dict[str, float]] | None:
         """The samples with these indices of each problem (no problem twice), in that order, and the drawing's rates.
 
-        On several hosts every process gets all of them.
+        On several hosts every process gets all of them. None as soon as `interrupted`, asked between dispatches, says so.
         """
         began, computed, found = time.perf_counter(), 0, {}
         requests = [Request(problem["id"], self.prompts[problem["id"]], list(samples)) for problem in problems]
         for round_ in draw(self.kernel, requests, self._stop):
             computed += round_.steps * self.kernel.groups * self.kernel.rows
             found |= {(drawn.problem_id, drawn.sample): drawn for drawn in round_.drawn}
+            if interrupted():
+                return None
         rollouts = []
         for problem in problems:
             for sample in samples:

@@ -7,6 +7,7 @@ sample index) alone: not on order, subset or resume, bit for bit; with another n
 missing. On several hosts each writes the samples of its own rows.
 """
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from e2h_jax.data.records import read_many, select_levels
 from e2h_jax.data.steps import encode_continuations
-from e2h_jax.data.storage import ShardWriter
+from e2h_jax.data.storage import ShardWriter, check_same, digest
 from e2h_jax.data.templates import Template, get_template
 from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError
@@ -80,6 +81,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     key = lambda record: (record["problem_id"], record["sample"])  # noqa: E731
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     with ShardWriter(workdir, "samples", key=key, **process) as writer:
+        inputs = {"model": store.identity(config.model), "problems": digest(*map(json.dumps, problems)).hex()}
+        doing, first = "sampling from another model or for other problems", jax.process_index() == 0
+        check_same(workdir / "inputs.json", inputs, resumed=bool(writer.done), write=first, doing=doing)
         requests = []
         # A problem's `prefix`, the beginning of a solution, belongs to its prompt.
         prompts = encode_continuations(tokenizer, [problem | {"solution": None} for problem in problems], template)

@@ -5,12 +5,8 @@ Same seed and data, same parameters, bit for bit, also when the run is killed an
 
 import functools
 import hashlib
-import json
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,13 +20,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from e2h_jax.data.batches import Example, packed_batches
-from e2h_jax.data.storage import write_json
+from e2h_jax.data.storage import check_same
 from e2h_jax.errors import UserError
 from e2h_jax.metrics import MetricsWriter
 from e2h_jax.parallel.checks import check_hosts
 from e2h_jax.parallel.rules import axis_size, batch_sharding, constrain, state_shardings
 from e2h_jax.training import optimizer as optimizers
 from e2h_jax.training.checkpoint import Checkpoints
+from e2h_jax.training.faults import FiniteCheck, interrupts, stop
 
 Batch = dict[str, jax.Array]
 # loss_fn(params, batch) -> (loss, sums to log); batch weights are normalised, so both are sums over its tokens
@@ -119,21 +116,6 @@ def make_train_step(
     return step if frozen is None else functools.partial(step, frozen=frozen)
 
 
-@contextmanager
-def interrupts() -> Iterator[Callable[[], int | None]]:
-    """Turns Ctrl-C and SIGTERM (a preemption notice) into a flag, so that the loop can save first; yields a reader of it."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-    old = {number: signal.signal(number, lambda n, _: caught.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: caught[0] if caught else None
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
 def train(
     *,
     workdir: Path,
@@ -153,28 +135,27 @@ def train(
       the final state and a summary (last logged metrics, tokens per second).
 
     Raises:
-      UserError: the loss is not finite.
+      UserError: a loss or a gradient is not finite.
       KeyboardInterrupt, SystemExit: after saving, when Ctrl-C or SIGTERM arrived.
     """
     sharding = batch_sharding(mesh)
     iterator = iter(dataset)
     with interrupts() as interrupted, Checkpoints(workdir / "checkpoints") as checkpoints:
-        start = checkpoints.latest_step or 0
-        if start:
-            state = checkpoints.restore(state, iterator)
+        start, state = checkpoints.restore(state, iterator)
         writer = MetricsWriter(workdir, resume_step=start, enabled=jax.process_index() == 0, wandb=config.wandb)
         bar = tqdm(total=steps, initial=start, unit="step", desc=workdir.name, disable=jax.process_index() > 0)
-        last: dict[str, float] = {}
+        last: dict[str, float] = writer.last
         tokens, began = 0, time.perf_counter()
-        pending = None  # metrics are read one step late, so the device never waits for the host
+        pending, finite = None, FiniteCheck(workdir)  # metrics are read one step late, so the device never waits for the host
         with writer, bar:
             for step in range(start + 1, steps + 1):
-                batch = {
-                    name: jax.make_array_from_process_local_data(sharding, array) for name, array in next(iterator).items()
-                }
+                own = next(iterator)
+                batch = {name: jax.make_array_from_process_local_data(sharding, array) for name, array in own.items()}
                 tokens += batch["tokens"].size
                 state, metrics = train_step(state, batch)
+                finite.add(step, metrics, own)
                 if pending is not None:
+                    finite.until(step - 1)
                     last = _log(writer, bar, *pending, tokens / (time.perf_counter() - began))
                     pending = None
                 if step % config.log_every == 0 or step == steps:
@@ -183,7 +164,7 @@ def train(
                 signal_number = interrupted()
                 if step % config.checkpoint_every == 0 or step == steps or signal_number:
                     # First its metrics: a resumed run does not write them again, nor may it resume from a broken state.
-                    check_finite(step, metrics)
+                    finite.until(step)
                     if pending is not None:
                         last = _log(writer, bar, *pending, tokens / (time.perf_counter() - began))
                         pending = None
@@ -191,30 +172,16 @@ def train(
                 if signal_number:
                     break
     # The checkpoint is on disk. Also a signal that came during the last step, or while it was written, ends the stage.
-    if signal_number := interrupted():
-        raise KeyboardInterrupt if signal_number == signal.SIGINT else SystemExit(143)
+    stop(interrupted())
     return state, last | {"steps": steps}
 
 
 def _log(writer: MetricsWriter, bar: tqdm, step: int, metrics: Batch, rate: float) -> dict[str, float]:
-    check_finite(step, metrics)
     values = {name: float(np.asarray(value)) for name, value in metrics.items()}
     values["tokens_per_second"] = rate
     writer.write(step, values)
     bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:,.0f} tokens/s")
     return values
-
-
-def check_finite(step: int, metrics: Mapping[str, Any]) -> None:
-    """Raises UserError when a step's loss or gradient is not finite."""
-    # The loss is from before the step's update; a gradient that is not finite has broken the parameters after it.
-    for name in ("loss", "grad_norm"):
-        value = float(np.asarray(metrics.get(name, 0.0)))
-        if not np.isfinite(value):
-            what = name.replace("grad_norm", "gradient's norm")
-            raise UserError(
-                f"the {what} is {value} at step {step}; lower config.optimizer.learning_rate and start in a fresh workdir"
-            )
 
 
 def fit_length(examples: list[Example], length: int, too_long: str, max_length: int) -> tuple[list[Example], int]:
@@ -234,18 +201,22 @@ def fit_length(examples: list[Example], length: int, too_long: str, max_length: 
     return kept, dropped
 
 
+def own_rows(mesh: Mesh, rows: int) -> list[int]:
+    """Which of a batch's rows lie on this process's devices, in order."""
+    placed = batch_sharding(mesh).devices_indices_map((rows,))
+    mine = [where for device, (where,) in placed.items() if device.process_index == jax.process_index()]
+    return sorted({row for where in mine for row in range(*where.indices(rows))})
+
+
 def _check_same_data(workdir: Path, examples: list[Example]) -> None:
     """Keeps a digest of the examples beside the checkpoints; UserError when a resumed run would go on with other data."""
     digest = hashlib.blake2b(digest_size=16)
     for example in examples:
         for name, array in example.items():
             digest.update(name.encode() + array.tobytes())
-    path, data = Path(workdir) / "data.json", {"examples": len(examples), "digest": digest.hexdigest()}
-    if path.exists() and (Path(workdir) / "checkpoints").exists():
-        if json.loads(path.read_text()) != data:
-            raise UserError(f"{workdir} was interrupted while training on other data; restore the data, or delete the folder")
-    elif jax.process_index() == 0:
-        write_json(path, data)
+    data, resumed = {"examples": len(examples), "digest": digest.hexdigest()}, (Path(workdir) / "checkpoints").exists()
+    first = jax.process_index() == 0
+    check_same(Path(workdir) / "data.json", data, resumed=resumed, write=first, doing="training on other data")
 
 
 def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
@@ -288,8 +259,7 @@ def fit(
         batch_size=config.batch_size,
         seed=config.seed,
         epochs=config.epochs,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        own=own_rows(mesh, config.batch_size),
     )
     optimizer = optimizers.make_optimizer(config.optimizer, steps, params)
     with jax.set_mesh(mesh):

@@ -5,6 +5,8 @@ compiles after the first step; what the sampler drew the trainer finds as likely
 """
 
 import json
+import signal
+from contextlib import contextmanager
 
 import jax
 import numpy as np
@@ -118,6 +120,40 @@ def test_a_cut_run_goes_on_to_the_bit(bandit, whole, monkeypatch, tmp_path):
     assert metrics(workdir) == metrics(whole[0])
     assert (workdir / "validation.jsonl").read_bytes() == (whole[0] / "validation.jsonl").read_bytes()
     assert_same(parameters(workdir / "model"), parameters(whole[0] / "model"))
+
+
+def test_told_to_stop_while_it_draws_it_saves_the_step_before(bandit, whole, monkeypatch, tmp_path):
+    interrupts, asked = ppo.interrupts, []
+
+    @contextmanager
+    def told():
+        yield lambda: asked.append(0) or (signal.SIGTERM if len(asked) >= 12 else None)
+
+    monkeypatch.setattr(ppo, "interrupts", told)
+    with pytest.raises(SystemExit) as stopped:
+        ppo.run(config_of(bandit, checkpoint_every=100), tmp_path)
+    assert stopped.value.code == 143 and len(asked) == 13  # once more at the end
+    saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
+    assert saved == [metrics(tmp_path)[-1]["step"]] and saved[0] > 1
+    monkeypatch.setattr(ppo, "interrupts", interrupts)
+    ppo.run(config_of(bandit, checkpoint_every=100), tmp_path)
+    assert metrics(tmp_path) == metrics(whole[0])
+    assert_same(parameters(tmp_path / "model"), parameters(whole[0] / "model"))
+
+
+def test_the_rollouts_of_a_step_that_is_not_finite_are_kept(bandit, monkeypatch, tmp_path):
+    learn = ppo.learn
+
+    def breaks(experience, models, config, step):
+        return learn(experience, models, config, step) | ({"value_loss": float("nan")} if step == 5 else {})
+
+    monkeypatch.setattr(ppo, "learn", breaks)
+    with pytest.raises(UserError, match=r"the value loss is nan at step 5; .* is kept in (\S+)nan/step-5.npz"):
+        ppo.run(config_of(bandit), tmp_path)
+    kept, records = np.load(tmp_path / "nan" / "step-5.npz"), [*map(json.loads, open(tmp_path / "nan" / "step-5.jsonl"))]
+    assert len(records) == 4 * 32 == len(kept["advantages"]) and records[0].keys() == {"problem_id", "sample", "text"}
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
+    assert metrics(tmp_path)[-1]["step"] == 4
 
 
 def test_group_advantages_solve_it_too(bandit, tmp_path):

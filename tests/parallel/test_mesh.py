@@ -1,5 +1,7 @@
 """Meshes that fit, and one sentence for those that do not."""
 
+from types import SimpleNamespace
+
 import jax
 import pytest
 from jax.sharding import AxisType
@@ -53,21 +55,15 @@ def test_shapes_that_do_not_fit(shape, sentence):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("environment", "joins"),
-    [
-        ({}, False),
-        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
-        ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, True),
-        ({"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234"}, True),
-    ],
-)
-def test_processes_of_a_pod_join(monkeypatch, environment, joins):
-    for name in ("TPU_WORKER_HOSTNAMES", "JAX_COORDINATOR_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    joined = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda: joined.append(True))
-    meshes.start_multi_host()
-    assert bool(joined) == joins
+def test_programs_are_kept_for_accelerators_alone(monkeypatch, tmp_path):
+    changed = []
+    monkeypatch.setattr(meshes, "_programs", None)
+    config = SimpleNamespace(jax_compilation_cache_dir=None, update=lambda *change: changed.append(change))
+    monkeypatch.setattr(jax, "config", config)
+    meshes._use_kept_programs("tpu")
+    meshes.keep_programs(tmp_path / "first")
+    meshes.keep_programs(tmp_path / "second")
+    meshes._use_kept_programs("cpu")
+    assert not changed
+    meshes._use_kept_programs("tpu")
+    assert changed == [("jax_compilation_cache_dir", str(tmp_path / "first"))]

@@ -100,6 +100,17 @@ def test_a_run_with_holes_resumes_bit_for_bit(world, uninterrupted, tmp_path):
     assert sorted(lines(tmp_path)) == sorted(whole[::3] + whole[2::3])
 
 
+def test_another_model_or_other_problems_under_the_same_name_are_refused(world, uninterrupted, tmp_path):
+    begun = json.loads((uninterrupted[0] / "inputs.json").read_text())
+    for name in begun:
+        workdir = tmp_path / name
+        workdir.mkdir()
+        (workdir / SHARD).write_bytes(b"".join(lines(uninterrupted[0])[:5]))
+        (workdir / "inputs.json").write_text(json.dumps(begun | {name: "0"}))
+        with pytest.raises(UserError, match=f"{name} was interrupted while sampling from another model or for other problems"):
+            stage.execute("sample", config_of(world), workdir)
+
+
 def test_a_run_killed_by_kill_9_resumes_bit_for_bit(world, uninterrupted, tmp_path):
     fields, defaults, workdir = config_of(world).to_dict(), sample.defaults().to_dict(), tmp_path / "out"
     overrides = [f"--config.{name}={value}" for name, value in fields.items() if value != defaults[name]]

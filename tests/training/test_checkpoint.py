@@ -1,0 +1,99 @@
+"""A checkpoint that cannot be read gives way to the one before, whatever of it is damaged."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from e2h_jax.errors import UserError
+from e2h_jax.training.checkpoint import Checkpoints
+
+# Every kind of file of a checkpoint, and whether the checkpoint can be read without it.
+KINDS = {
+    "_CHECKPOINT_METADATA": True,
+    "commit_success.txt": True,
+    "data/iterator.json": False,
+    "state/_METADATA": False,
+    "state/manifest.ocdbt": False,
+    "state/d/*": False,
+    "state/ocdbt.process_0/d/*": False,
+}
+
+
+class Position:
+    """Stands for a Grain iterator."""
+
+    def __init__(self, at=0):
+        self.at = at
+
+    def get_state(self):
+        return {"at": self.at}
+
+    def set_state(self, state):
+        self.at = state["at"]
+
+
+def state(seed, width=50):
+    return {"weights": jax.random.normal(jax.random.key(seed), (width, 40)), "step": jnp.int32(seed)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state(step), Position(step))
+    return tmp_path / "checkpoints"
+
+
+def restored(folder, like=None):
+    """The step that was restored, after a look at all that came with it."""
+    with Checkpoints(folder) as checkpoints:
+        position = Position()
+        step, found = checkpoints.restore(like or state(0), position)
+    assert position.at == step
+    jax.tree.map(np.testing.assert_array_equal, found, state(step))
+    return step
+
+
+def damage(folder, step, kind, how):
+    (path,) = (folder / str(step)).glob(kind)
+    if how == "gone":
+        path.unlink()
+    else:
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize("how", ["gone", "half"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_files(folder, capsys, kind, how):
+    damage(folder, 2, kind, how)
+    kept = KINDS[kind]
+    assert restored(folder) == (2 if kept else 1)
+    said, aside = capsys.readouterr().err, folder.with_name("checkpoints-damaged") / "2"
+    assert aside.is_dir() != kept and (folder / "2").is_dir() == kept
+    assert ("e2h: the checkpoint of step 2 cannot be read" in said and str(aside) in said) != kept
+    # The run goes on, and saves the same step again.
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(3 if kept else 2, state(3 if kept else 2), Position(3 if kept else 2))
+    assert restored(folder) == (3 if kept else 2)
+
+
+def test_the_beginning_where_there_is_none(tmp_path):
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        step, found = checkpoints.restore(like := state(0), Position())
+    assert step == 0 and found is like
+
+
+def test_nothing_is_moved_where_none_can_be_read(folder):
+    for step in (1, 2):
+        damage(folder, step, "state/manifest.ocdbt", "gone")
+    with pytest.raises(UserError, match=r"no checkpoint in .*checkpoints can be read .*: restore the folder from"):
+        restored(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
+
+
+def test_another_model_is_no_damage(folder):
+    with pytest.raises(UserError, match="checkpoints/2 is a checkpoint of another model"):
+        restored(folder, like=state(0, width=51))
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
