@@ -16,8 +16,10 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from e2h_jax import main
-from e2h_jax.data.records import read_many
+from e2h_jax.data.records import Kind, read_many
 from e2h_jax.data.storage import json_line
 
 HERE = Path(__file__).parent
@@ -43,16 +45,21 @@ def write(path: Path, records: Iterable[dict]) -> None:
 def make_pool(run: Path) -> None:
     problems = read_many(run / "data" / "test.jsonl", "problem")[::THIRD]
     kept = {problem["id"] for problem in problems}
-    write(HERE / "pool" / "problems.jsonl.gz", problems)
-    for evaluator in ("prm", "orm"):
-        records = read_many(run / f"score_{evaluator}", "scored")
-        records = sorted((r for r in records if r["problem_id"] in kept), key=lambda r: (r["problem_id"], r["sample"]))
+
+    def own(path: Path, kind: Kind) -> list[dict]:
+        """The records of these problems, in order; numbers with four decimals, which is enough and far smaller."""
+        records = [record for record in read_many(path, kind) if record["problem_id"] in kept]
         for record in records:
-            record["step_scores"] = [round(score, 4) for score in record["step_scores"]]
-            record["logprob"] = round(record["logprob"], 4)
-        write(HERE / "pool" / f"{evaluator}.jsonl.gz", records)
-    labelled = [r for r in read_many(run / "sample_labels" / "prm.jsonl", "labelled") if r["problem_id"] in kept]
-    write(HERE / "pool" / "labels.jsonl.gz", sorted(labelled, key=lambda r: (r["problem_id"], r["sample"])))
+            for field in ("logprob", "step_scores"):
+                if field in record:
+                    record[field] = np.round(record[field], 4).tolist()
+        return sorted(records, key=lambda record: (record["problem_id"], record["sample"]))
+
+    write(HERE / "pool" / "problems.jsonl.gz", problems)
+    write(HERE / "pool" / "samples.jsonl.gz", own(run / "samples", "sample"))
+    for evaluator in ("prm", "orm"):
+        write(HERE / "pool" / f"{evaluator}.jsonl.gz", own(run / f"score_{evaluator}", "scored"))
+    write(HERE / "pool" / "labels.jsonl.gz", own(run / "sample_labels" / "prm.jsonl", "labelled"))
 
 
 def make_models(run: Path, scratch: Path) -> None:
