@@ -2,8 +2,8 @@
 
     e2h recipe --config=configs/quickstart_small.py --workdir=runs/quickstart_small
 
-The two models are those of a quickstart with seed 43, which notebooks/data ships; the problems are of that seed's held-out side.
-configs/quickstart.py trains them, and three more evaluators and generators, in ten minutes.
+The two models are those of a quickstart with seed 43, which notebooks/data ships; the problems are of that seed's held-out
+side. configs/quickstart.py trains all models, in ten minutes.
 """
 
 from pathlib import Path
@@ -31,7 +31,8 @@ def get_config() -> ConfigDict:
         config[name] = configure("convert", {"source": str(_MODELS / folder)})
 
     problems = "{run}/data/test.jsonl"
-    drawing = {"model": "{run}/sft/model", "problems": problems, "top_k": 0, "rows": 256, "prompt_bucket": 64, "max_new_tokens": 56}
+    drawing = {"model": "{run}/sft/model", "problems": problems, "top_k": 0, "rows": 256}
+    drawing |= {"prompt_bucket": 64, "max_new_tokens": 56}
     config.greedy = configure("sample", drawing | {"samples": 1, "temperature": 0.0})
     config.samples = configure("sample", drawing | {"samples": 16, "temperature": 0.8, "seed": config.get_ref("seed")})
     config.score_prm = configure("score", {"model": "{run}/prm/model", "samples": "{run}/samples", "problems": problems})

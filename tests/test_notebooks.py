@@ -30,7 +30,8 @@ def test_a_notebook_runs_and_says_what_is_stored(path, tmp_path):
 
 
 def notebook(*cells):
-    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source, metadata={"tags": tags}) for source, *tags in cells])
+    made = [nbformat.v4.new_code_cell(source, metadata={"tags": tags}) for source, *tags in cells]
+    return nbformat.v4.new_notebook(cells=made)
 
 
 def test_what_the_comparison_sees(tmp_path):

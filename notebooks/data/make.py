@@ -4,9 +4,9 @@
     bash launch/quickstart.sh --config.seed=41 --workdir=runs/41
     python notebooks/data/make.py runs/43 runs/41
 
-From the first: the pool (a third of the test problems, all 16 solutions of each, PRM and ORM scores, the checker's step labels),
-and generator and PRM as Hugging Face folders in bfloat16. From the second: two PPO runs against its PRM, one with the settings of
-docs/quickstart.md and one with those that it calls "Fooled", both of twenty steps.
+From the first: the pool (a third of the test problems, all 16 solutions of each, PRM and ORM scores, the checker's step
+labels), and generator and PRM as Hugging Face folders in bfloat16. From the second: two PPO runs against its PRM, one with the
+settings of the quickstart and one with those that docs/quickstart.md calls "Fooled", both of twenty steps.
 """
 
 import gzip
