@@ -19,7 +19,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 HERE = Path(__file__).parent
-NOTEBOOKS = sorted(path for path in HERE.glob("*.ipynb"))
+NOTEBOOKS = sorted(HERE.glob("*.ipynb"))
 TOLERANCE = 10.0  # points of accuracy, mostly
 
 _NUMBER = re.compile(r"[-+−]?\d+(?:,\d{3})*(?:\.\d+)?")
@@ -38,10 +38,10 @@ def execute(path: Path, environment: Mapping[str, str]) -> NotebookNode:
 
 def environment(work: Path) -> dict[str, str]:
     """What a notebook sees: this Python's programs first, files of its own in `work`, and no data but the notebooks'."""
-    left_out = ("E2H_DATA", "E2H_RUN", "XLA_FLAGS")
-    kept = {name: value for name, value in os.environ.items() if name not in left_out}
+    kept = {name: value for name, value in os.environ.items() if name not in ("E2H_DATA", "XLA_FLAGS")}
     programs = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
-    return kept | {"PATH": programs, "E2H_NOTEBOOK_RUNS": str(work), "JAX_PLATFORMS": "cpu"}
+    own = {"E2H_NOTEBOOK_RUNS": str(work), "E2H_RUN": str(work / "quickstart_small")}
+    return kept | own | {"PATH": programs, "JAX_PLATFORMS": "cpu"}
 
 
 def differences(stored: NotebookNode, fresh: NotebookNode) -> Iterator[str]:
