@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -133,9 +134,10 @@ def _grade(
     """Returns verdicts bool [P, N] and answer numbers int [P, N]; adds to `counts`."""
     correct = np.zeros((len(problems), len(samples[0])), dtype=bool)
     answers = np.full(correct.shape, -1)
-    with Progress(
-        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    ) as progress:
+    console = Console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    # In a notebook rich would ask for ipywidgets.
+    with Progress(*columns, console=console, disable=console.is_jupyter) as progress:
         task = progress.add_task(title, total=correct.size)
         for row, (problem, drawn) in enumerate(zip(problems, samples, strict=True)):
             given = [extract_answer(sample["text"]) for sample in drawn]

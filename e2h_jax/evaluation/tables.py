@@ -121,7 +121,7 @@ def markdown(results: Mapping, adopted: Mapping[str, str]) -> str:
         "# Results",
         "Accuracy in % with 95 % bootstrap intervals over problems. N samples: averages over all subsets of N samples. "
         "The last column is the paired difference on the hard problems to majority voting with the same samples.",
-        _markdown_table(*_cells(results, headline(rows, adopted))),
+        markdown_table(*_cells(results, headline(rows, adopted))),
         *_compared(results["compared"]),
         summary_line(results),
         "## By level",
@@ -133,15 +133,15 @@ def markdown(results: Mapping, adopted: Mapping[str, str]) -> str:
     if aggregated:
         largest = {row["generator"]: max(r["n"] for r in rows if r["generator"] == row["generator"]) for row in rows}
         body = [row for row in aggregated if row["n"] == largest[row["generator"]]]
-        parts += ["## Every aggregation of the step scores", _markdown_table(*_cells(results, body))]
+        parts += ["## Every aggregation of the step scores", markdown_table(*_cells(results, body))]
     if results["quality"]:
-        parts += ["## Evaluators as judges", _QUALITY, _markdown_table(*_quality_cells(results["quality"]))]
+        parts += ["## Evaluators as judges", _QUALITY, markdown_table(*_quality_cells(results["quality"]))]
     sizes = [row for row in rows if row["decoding"] != "greedy" and row in headline_at_all_sizes(rows, adopted)]
     if sizes:
-        parts += ["## By number of samples", _markdown_table(*_cells(results, sizes))]
+        parts += ["## By number of samples", markdown_table(*_cells(results, sizes))]
     if results["seconds"]:
         body = [[stage, f"{seconds:,.1f}"] for stage, seconds in results["seconds"].items()]
-        parts += ["## Seconds", _markdown_table(["stage", "seconds"], body)]
+        parts += ["## Seconds", markdown_table(["stage", "seconds"], body)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -150,7 +150,7 @@ def _compared(rows: Sequence[Mapping]) -> list[str]:
         return []
     body = [[row["generator"], row["minus"], *(interval(row[group], "difference") for group in _GROUPS)] for row in rows]
     text = "Greedy accuracy of one generator minus another's, in points, paired by problem."
-    return ["## Generators compared", text, _markdown_table(["generator", "minus", *_GROUPS], body)]
+    return ["## Generators compared", text, markdown_table(["generator", "minus", *_GROUPS], body)]
 
 
 _QUALITY = (
@@ -172,7 +172,7 @@ def _by_group(rows: Sequence[Mapping], field: str, prefix: str) -> str:
         [row["generator"], str(row["n"]), label(row), *(interval(row[field][group]) for group in groups)]
         for row in rows
     ]
-    return _markdown_table(header, body)
+    return markdown_table(header, body)
 
 
 def _quality_cells(quality: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
@@ -202,6 +202,7 @@ def _quality_cells(quality: Sequence[Mapping]) -> tuple[list[str], list[list[str
     return header, body
 
 
-def _markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Returns a table in Markdown; `|` within a cell is escaped."""
     lines = [header, ["---"] * len(header), *body]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
