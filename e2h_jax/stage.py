@@ -35,7 +35,7 @@ from e2h_jax.errors import UserError, nearest
 from e2h_jax.parallel import hosts
 
 OWN_FILES = {"config.json", "done.json", "seconds.json", ".lock", ".compiled"}
-ONE_HOST = {"prepare", "labels", "evaluate"}  # stages without a mesh: of several hosts the first one does it all
+ONE_HOST = {"prepare", "convert", "labels", "evaluate"}  # stages without a mesh: of several hosts the first one does it all
 
 STAGES = {
     "prepare": "e2h_jax.data.prepare",

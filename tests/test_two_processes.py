@@ -142,6 +142,30 @@ def wait_for_steps(workdir, count, process):
         time.sleep(0.01)
 
 
+def test_a_recipe_may_begin_with_converting(tmp_path):
+    """The first process converts, alone; the model is there for both."""
+    tokenizer = build_tokenizer(arithmetic.PIECES, tmp_path / "tokenizer")
+    config = LlamaConfig(len(tokenizer), width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=48, max_length=160)
+    mesh = make_mesh((1, 1, 1), jax.devices()[:1])
+    params = store.create("policy", config, mesh, seed=3)[1]
+    store.save(tmp_path / "model", "policy", config, params, tokenizer)
+    export = stage.load("convert").defaults()
+    export.update({"source": str(tmp_path / "model"), "to": "huggingface"})
+    stage.execute("convert", export, tmp_path / "out")
+    write_records(tmp_path / "problems.jsonl", arithmetic.problems(0, "test", 1, 2))
+
+    sampling = {"model": str(tmp_path / "in" / "model"), "problems": str(tmp_path / "problems.jsonl"), "mesh": (2, 2, 1)}
+    sampling |= dict(samples=2, temperature=1.0, top_k=0, max_new_tokens=8, rows=4)
+    stages = [
+        ("convert", {"source": str(tmp_path / "out" / "huggingface")}, str(tmp_path / "in")),
+        ("sample", sampling, str(tmp_path / "samples")),
+    ]
+    run_on_two(stages, tmp_path)
+    assert len(by_key(tmp_path / "samples", "sample")) == 4
+    found = store.load(tmp_path / "in" / "model", mesh, "policy")[2]
+    assert all(map(np.array_equal, jax.tree.leaves(found), jax.tree.leaves(params)))
+
+
 def test_told_to_stop_two_go_on_as_one(training, tmp_path):
     folder, fields, expected = training
     stages, workdir = [("sft", fields, str(tmp_path / "run"))], tmp_path / "run"

@@ -10,6 +10,8 @@ import json
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +61,18 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         raise UserError(f"config.remat={config.remat!r} must be one of {', '.join(store.REMATS)}")
     if config.shard_gb <= 0:
         raise UserError("config.shard_gb must be above 0")
-    if jax.distributed.is_initialized() and jax.process_count() > 1:
-        raise UserError("`convert` runs on one host, from disk to disk; start it with one process")
     target = Path(workdir) / config.to
     if target.exists():
         raise UserError(f"{target} is there already; delete it, or use another --workdir")
+    if jax.distributed.is_initialized():
+        # Orbax lets all processes of a job write together: a process that knows of no job writes alone.
+        with ProcessPoolExecutor(1, get_context("spawn"), _leave_accelerators) as alone:
+            return alone.submit(run, config, workdir).result()
     return (_import if config.to == "model" else _export)(config, target)
+
+
+def _leave_accelerators() -> None:
+    jax.config.update("jax_platforms", "cpu")
 
 
 def _import(config: ml_collections.ConfigDict, target: Path) -> dict:
