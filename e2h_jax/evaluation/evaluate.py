@@ -67,7 +67,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict:
         inputs.read_generator(name, paths, problems, config.max_samples, config.rules)
         for name, paths in config.generators.items()
     ]
-    labels = inputs.read_labels(config.labelled, generators, problems) if config.labelled else {}
+    labels = inputs.read_labels(config.labelled, generators) if config.labelled else {}
     groups = comparison.Groups(
         [problem["level"] for problem in problems],
         config.easy_levels,
