@@ -60,24 +60,27 @@ _KINDS = {
     "dpo": "DPO, by round",
     "ppo": "PPO",
 }
+_BY_ROUND = {"rest_em": "ReST-EM, training inside the rounds", "dpo": "DPO, training inside the rounds"}
+_OF_ROUNDS = ("validation/all", "validation/easy", "validation/hard", "kept", "pairs")
 
 
 def training(folders: Sequence[Folder]) -> list[dict]:
-    """Returns groups of runs that share their metrics: {"title", "runs": [{"run", "name", "curves": {metric: [steps, values]}}]}.
+    """Returns groups of runs that share their metrics, {"title", "inside": of the rounds of a loop, "runs"}.
 
-    A curve's values are numbers, or null where one is not finite.
+    A run is {"run", "name", "curves": {metric: [steps, values]}}; values are numbers, or null where one is not finite.
     """
-    groups: dict[str, list[dict]] = {}
+    groups: dict[tuple[str, bool], list[dict]] = {}
     for stage in TRAINING:
         for folder in (folder for folder in folders if folder.stage == stage):
-            parts = [(_KINDS[stage], folder.name, folder.path / "metrics.jsonl")]
+            parts = [((_KINDS[stage], False), folder.name, read_curves(folder.path / "metrics.jsonl"))]
+            if stage in _BY_ROUND:  # what training logged inside a round is below; the rounds repeat its last line
+                parts = [(key, name, {m: c for m, c in curves.items() if m in _OF_ROUNDS}) for key, name, curves in parts]
             for path in sorted(folder.path.glob("round-*/train/metrics.jsonl"), key=_round):
-                title = {"rest_em": "ReST-EM, training inside the rounds", "dpo": "DPO, training inside the rounds"}[stage]
-                parts.append((title, f"{folder.name}, round {_round(path)}", path))
-            for title, name, path in parts:
-                if curves := read_curves(path):
-                    groups.setdefault(title, []).append({"run": folder.run, "name": name, "curves": curves})
-    return [{"title": title, "runs": runs} for title, runs in groups.items()]
+                parts.append(((_BY_ROUND[stage], True), f"{folder.name}, round {_round(path)}", read_curves(path)))
+            for key, name, curves in parts:
+                if curves:
+                    groups.setdefault(key, []).append({"run": folder.run, "name": name, "curves": curves})
+    return [{"title": title, "inside": inside, "runs": runs} for (title, inside), runs in groups.items()]
 
 
 def _round(path: Path) -> int:

@@ -8,9 +8,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from e2h_jax.errors import UserError
-from e2h_jax.evaluation import inputs
+from e2h_jax.evaluation import inputs, paper
 from e2h_jax.evaluation.inputs import Generator
-from e2h_jax.evaluation.report import decisions, paper
+from e2h_jax.evaluation.report import decisions
 from e2h_jax.evaluation.report.folders import Folder
 from e2h_jax.evaluation.report.judgement import judgements
 from e2h_jax.evaluation.report.solutions import solutions_of

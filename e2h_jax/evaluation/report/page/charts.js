@@ -36,8 +36,8 @@ function panel({ width = 360, height = 230, x, y, label, xLabel, left = 38 }) {
 const path = (points) => points.map(([x, y], i) => `${i ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
 
 // series: [{name, colour, dash, points: [[x, y, low, high]]}]; low and high may be missing. y.format also writes the tooltip.
-function lines({ series, x, y, label, xLabel, height, tip = y.format }) {
-  const { svg, box, atX, atY } = panel({ x, y, label, xLabel, height });
+function lines({ series, x, y, label, xLabel, width, height, tip = y.format }) {
+  const { svg, box, atX, atY } = panel({ x, y, label, xLabel, width, height });
   const drawn = series.filter((one) => one.points.length);
   for (const one of drawn) {
     const band = one.points.filter((point) => point.length > 2 && point[2] !== null);
@@ -88,7 +88,9 @@ function lines({ series, x, y, label, xLabel, height, tip = y.format }) {
 function bars({ groups, series, label, xLabel }) {
   const width = Math.max(360, Math.min(1160, groups.length * (series.length * 15 + 26) + 50));
   const y = { domain: [0, 1], ticks: [0, 0.25, 0.5, 0.75, 1], format: (value) => percent(value, 0) };
-  const { svg, box, atY } = panel({ width, height: 240, x: { domain: [0, 1], ticks: [], format: String }, y, label, xLabel });
+  const { svg, box, atY } = panel({ width, height: 260, x: { domain: [0, 1], ticks: [], format: String }, y, label, xLabel });
+  svg.style.width = `${width}px`; // drawn at its size: its text is as large as that of the other charts
+  svg.style.maxWidth = "none";
   const slot = (box.right - box.left) / groups.length;
   const thick = Math.min(22, (slot - 14) / Math.max(1, series.length));
   groups.forEach((group, g) => {
@@ -115,10 +117,10 @@ function bars({ groups, series, label, xLabel }) {
 function histogram({ right, wrong, label }) {
   const sums = [right, wrong].map((counts) => counts.reduce((a, b) => a + b, 0));
   const shares = [right.map((c) => c / (sums[0] || 1)), wrong.map((c) => c / (sums[1] || 1))];
-  const most = Math.max(...shares.flat(), 0.05);
+  const most = Math.ceil(Math.max(...shares.flat(), 0.05) * 10) / 10;
   const y = { domain: [-most, most], ticks: [-most, -most / 2, 0, most / 2, most], format: (value) => `${percent(Math.abs(value), 0)}%` };
-  const x = { domain: [0, 1], ticks: [0, 0.25, 0.5, 0.75, 1], format: (value) => String(value) };
-  const { svg, box, atX, atY } = panel({ x, y, label, xLabel: "score", height: 240 });
+  const x = { domain: [0, 1], ticks: [0, 0.5, 1], format: (value) => String(value) };
+  const { svg, box, atX, atY } = panel({ x, y, label, xLabel: "score", width: 270, height: 220 });
   right.forEach((_, bin) => {
     const left = atX(bin / right.length) + 0.6;
     const width = atX(1 / right.length) - atX(0) - 1.2;
@@ -132,15 +134,15 @@ function histogram({ right, wrong, label }) {
     draw("rect", { x: left, y: up, width, height: atY(0) - up, style: "fill:var(--high)" }),
     draw("rect", { x: left, y: atY(0), width, height: down - atY(0), style: "fill:var(--low)" })));
   });
-  svg.append(draw("text", { x: box.left + 6, y: box.top + 10 }, `right (${sums[0].toLocaleString("en")})`),
-    draw("text", { x: box.left + 6, y: box.bottom - 4 }, `wrong (${sums[1].toLocaleString("en")})`));
+  svg.append(draw("text", { x: box.right, y: box.top + 12, "text-anchor": "end" }, `right (${sums[0].toLocaleString("en")})`),
+    draw("text", { x: box.right, y: box.bottom - 5, "text-anchor": "end" }, `wrong (${sums[1].toLocaleString("en")})`));
   return svg;
 }
 
 // points: [mean score, share right, count]; on the diagonal, a score is what it says.
 function reliability({ points, colour, label }) {
-  const axis = { domain: [0, 1], ticks: [0, 0.25, 0.5, 0.75, 1], format: (value) => String(value) };
-  const { svg, atX, atY } = panel({ x: axis, y: { ...axis, format: (value) => percent(value, 0) }, label, xLabel: "mean score", height: 240 });
+  const axis = { domain: [0, 1], ticks: [0, 0.5, 1], format: (value) => String(value) };
+  const { svg, atX, atY } = panel({ x: axis, y: { ...axis, format: (value) => percent(value, 0) }, label, xLabel: "mean score", width: 270, height: 220 });
   svg.append(draw("line", { class: "cursor", x1: atX(0), y1: atY(0), x2: atX(1), y2: atY(1) }),
     draw("path", { d: path(points.map(([px, py]) => [atX(px), atY(py)])), fill: "none", style: `stroke:${colour};stroke-width:1.9` }));
   const most = Math.max(...points.map((point) => point[2]));
@@ -181,7 +183,7 @@ function legend(entries, hidden, changed) {
 }
 
 // The numbers behind a chart, for those who cannot see it or want them.
-const numbers = (header, rows) => make("details", {}, make("summary", {}, "The numbers"),
+const numbers = (header, rows, title = "The numbers") => make("details", {}, make("summary", {}, title),
   make("div", { class: "scroll" }, make("table", {},
     make("thead", {}, make("tr", {}, header.map((cell) => make("th", { scope: "col" }, cell)))),
     make("tbody", {}, rows.map(([first, ...rest]) => make("tr", {}, make("th", { scope: "row" }, first), rest.map((cell) => make("td", {}, cell))))))));

@@ -20,12 +20,15 @@ function trainingGroup(core, group, many) {
   const hidden = new Set();
   const body = make("div");
   const metrics = Object.keys(core.metrics).filter((metric) => runs.some((run) => run.curves[metric]));
+  const varying = metrics.filter((metric) => new Set(runs.flatMap((run) => run.curves[metric]?.[1] ?? [])).size > 1);
+  const constant = metrics.filter((metric) => !varying.includes(metric)).map((metric) => `${core.metrics[metric][0]} ${short(runs.find((run) => run.curves[metric]).curves[metric][1][0])}`);
   const refresh = () => {
     body.replaceChildren(runs.length > 1 ? legend(entries, hidden, refresh) : make("p", { class: "says" }, runs[0].shown),
-      make("div", { class: "panels small" }, metrics.map((metric) => metricChart(core, metric, runs, entries, hidden))));
+      make("div", { class: "panels small" }, varying.map((metric) => metricChart(core, metric, runs, entries, hidden))));
   };
   refresh();
-  return make("div", {}, make("h3", {}, group.title), body);
+  return make("details", { class: "training", open: !group.inside && innerWidth > 860 }, make("summary", {}, make("h3", {}, group.title)), body,
+    constant.length ? make("p", { class: "says" }, `Constant: ${constant.join(", ")}.`) : null);
 }
 
 function metricChart(core, metric, runs, entries, hidden) {
@@ -42,5 +45,5 @@ function metricChart(core, metric, runs, entries, hidden) {
   const x = { domain: [first, last], ticks: ticks(first, last, 4).filter(Number.isInteger), format: (step) => step.toLocaleString("en") };
   const [title, says] = core.metrics[metric];
   const ends = series.map((one) => `${one.name} from ${short(one.points[0][1])} to ${short(one.points[one.points.length - 1][1])}`).join("; ");
-  return captioned(title, says, lines({ series, x, y: { domain, ticks: ticks(...domain, 4), format: short }, height: 190, label: `${title}: ${ends}` }));
+  return captioned(title, says, lines({ series, x, y: { domain, ticks: ticks(...domain, 4), format: short }, width: 285, height: 170, label: `${title}: ${ends}` }));
 }

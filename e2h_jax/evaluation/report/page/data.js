@@ -13,6 +13,12 @@ function part(id) {
   return cache.get(id);
 }
 
+// Puts children, in nested lists or absent, in place of what an element holds.
+const replace = (element, ...children) => {
+  element.replaceChildren();
+  return fill(element, {}, children);
+};
+
 const SVG = "http://www.w3.org/2000/svg";
 
 function fill(element, attributes, children) {
@@ -22,7 +28,7 @@ function fill(element, attributes, children) {
     else if (name === "style") element.style.cssText = value;
     else element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat(3).filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(...children.flat(4).filter((child) => child !== null && child !== undefined && child !== false));
   return element;
 }
 

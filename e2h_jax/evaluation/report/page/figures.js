@@ -19,7 +19,7 @@ function againstN(core) {
     .map((generator) => ({ evaluation, generator })));
   if (!panels.length) return null;
   return make("section", { id: "samples" }, make("h2", {}, "Accuracy against N"),
-    make("p", { class: "says" }, "What N samples of each problem would give, averaged over subsets of those drawn; bands are 95 % intervals over the problems. " +
+    make("p", { class: "says" }, "What N samples of each problem would give, averaged over subsets of those drawn; bands are 95 % intervals over the problems. " +
       "Differences between methods are surer than their bands suggest: the table above has them paired."),
     panels.map(({ evaluation, generator }) => againstNOf(core, evaluation, generator)));
 }
@@ -105,12 +105,13 @@ function byGroupSection(core) {
     return [...levels, ...subjects];
   });
   return parts.length ? make("section", { id: "levels" }, make("h2", {}, "By level and subject"),
-    make("p", { class: "says" }, "Accuracy in % of each way to decide at the largest N; the thin lines are 95 % intervals over the problems of the group."), parts) : null;
+    make("p", { class: "says" }, "Accuracy in % of each way to decide at the largest N; the thin lines are 95 % intervals over the problems of the group."), parts) : null;
 }
 
 function barsOf(evaluation, rows, field, title, says, nameOf) {
   const sampled = rows.find((row) => row.decoding !== "greedy")?.generator;
-  const entries = rows.map((row) => {
+  const ordered = [...rows].sort((a, b) => (b.generator === sampled) - (a.generator === sampled));
+  const entries = ordered.map((row) => {
     const name = row.decoding === "greedy" ? `greedy, ${row.generator}` : row.label;
     const look = row.decoding === "greedy"
       ? { colour: row.generator === sampled || !sampled ? "var(--grey)" : colourOf(rows.filter((r) => r.decoding === "greedy").map((r) => r.generator), row.generator), square: 0.45, pale: true }
@@ -125,8 +126,7 @@ function barsOf(evaluation, rows, field, title, says, nameOf) {
     const series = entries.filter((entry) => !hidden.has(entry.key)).map((entry) => ({
       ...entry, values: groups.map((g) => { const s = entry.row[field][g]; return s.accuracy === null ? null : { value: s.accuracy, low: s.ci95[0], high: s.ci95[1], problems: s.problems }; }),
     }));
-    body.replaceChildren(legend(entries, hidden, refresh), make("div", { class: "scroll" }, make("div", { style: `min-width:${Math.min(1100, groups.length * (series.length * 9 + 30))}px;max-width:${groups.length * (series.length * 26 + 60) + 60}px` },
-      bars({ groups: groups.map(nameOf), series, label: title }))));
+    body.replaceChildren(legend(entries, hidden, refresh), make("div", { class: "scroll" }, bars({ groups: groups.map(nameOf), series, label: title })));
   };
   refresh();
   return make("div", {}, make("h3", {}, title), make("p", { class: "says" }, says), body,
@@ -148,14 +148,13 @@ function judgesOf(core, evaluation) {
   const body = make("div");
   const refresh = () => {
     const shown = judged.filter((one) => one.judged === state.judged && one.group === state.group);
-    body.replaceChildren(make("div", { class: "panels" }, shown.flatMap((one) => {
+    body.replaceChildren(make("div", { class: "panels pairs" }, shown.map((one) => {
       const colour = colourOf(evaluatorsOf(evaluation), one.evaluator);
       const name = new Set(judged.map((other) => other.generator)).size > 1 ? `${one.evaluator} of ${one.generator}` : one.evaluator;
-      return [
-        captioned(`${name}: scores`, "Shares of the right ones above the line, of the wrong ones below it; apart is good.", histogram({ ...one, label: `Histogram of scores of ${name}` })),
-        captioned(`${name}: reliability`, `How often scores of a size are right; on the diagonal they mean what they say (mean distance ${one.calibration_error.toFixed(3)}).`,
-          reliability({ points: one.reliability, colour, label: `Reliability of ${name}` })),
-      ];
+      return make("div", { class: "pair" }, make("h4", {}, name),
+        captioned("Scores", "Shares of the right ones above the line, of the wrong ones below it; apart is good.", histogram({ ...one, label: `Histogram of scores of ${name}` })),
+        captioned("Reliability", `How often scores of a size are right; on the diagonal they mean what they say (mean distance ${one.calibration_error.toFixed(3)}).`,
+          reliability({ points: one.reliability, colour, label: `Reliability of ${name}` })));
     })));
   };
   refresh();

@@ -47,10 +47,16 @@ class Browser {
   choose(generator) {
     this.wanted.generator = generator;
     const decisions = this.own.decisions;
-    if (!this.decision) this.wanted.decision = (decisions.find((d) => d.decoding === "weighted") ?? decisions[decisions.length - 1]).key;
+    if (!this.decision) this.wanted.decision = (this.bestDecision() ?? decisions[decisions.length - 1]).key;
     this.evaluator = this.own.evaluators.includes(this.decision.evaluator) ? this.decision.evaluator : this.own.evaluators[0];
     this.drawControls();
     this.refresh();
+  }
+
+  // Weighted voting by the evaluator with which it is right most often.
+  bestDecision() {
+    const right = (d) => d.accuracy.reduce((a, b) => a + b, 0);
+    return this.own.decisions.filter((d) => d.decoding === "weighted" && d.evaluator !== "likelihood").sort((a, b) => right(b) - right(a))[0];
   }
 
   drawControls() {
@@ -64,7 +70,7 @@ class Browser {
       oninput: (event) => set("search")(event.target.value) });
     const before = baseline(this.own, this.decision);
     if (!before) wanted.change = "any";
-    fill(this.controls, {}, []).replaceChildren(...[
+    replace(this.controls,
       this.search,
       this.evaluations.length > 1 && choice("Of", this.evaluations.map(({ evaluation, number }) => [String(number), evaluationName(evaluation, true)]), String(this.number), (value) => this.use(Number(value))),
       generators.length > 1 && choice("Generator", generators.map((name) => [name, name]), wanted.generator, (value) => this.choose(value)),
@@ -78,31 +84,39 @@ class Browser {
       choice("Verdict", [["any", "any"], ["right", "right"], ["wrong", "wrong"], ["tied", "tied"]], wanted.verdict, set("verdict")),
       before && choice(`Against ${before.label}`, [["any", "any"], ["changed", "voting changed the answer"], ["repaired", "repaired: now right"], ["broken", "broken: now wrong"]], wanted.change, set("change")),
       levels.length > 1 && choice("Level", [["", "any"], ...levels.map((level) => [String(level), String(level)])], wanted.level, set("level")),
-      subjects.length > 1 && choice("Subject", [["", "any"], ...subjects.map((name) => [name, name])], wanted.subject, set("subject")),
-    ].filter(Boolean));
+      subjects.length > 1 && choice("Subject", [["", "any"], ...subjects.map((name) => [name, name])], wanted.subject, set("subject")));
   }
 
   refresh() {
     this.numbers = filtered(this.index, this.wanted);
     const right = this.numbers.filter((number) => this.decision.accuracy[number] === 1).length;
     this.status.textContent = `${this.numbers.length.toLocaleString("en")} of ${this.index.id.length.toLocaleString("en")} problems; ${this.decision.label} is right on ${right.toLocaleString("en")} of them.`;
-    this.list.replaceChildren(...(this.numbers.length ? this.numbers.map((number) => this.row(number))
-      : [make("p", { class: "none" }, "No problem passes these filters.")]));
+    replace(this.list, this.numbers.length ? this.numbers.map((number) => this.row(number))
+      : make("p", { class: "none" }, "No problem passes these filters."));
     if (!this.numbers.includes(this.selected)) {
       this.selected = undefined;
       this.panes.classList.remove("opened");
       this.detail.replaceChildren();
-      if (this.numbers.length && innerWidth > 860) this.show(this.numbers[0]);
+      if (this.numbers.length && innerWidth > 860) this.show(this.first());
     }
     this.mark();
   }
 
+  // Where nothing is chosen yet, a problem that shows something: one where re-ranking made the answer right.
+  first() {
+    const before = baseline(this.own, this.decision);
+    const telling = before && this.numbers.find((number) => this.decision.accuracy[number] === 1 && before.accuracy[number] === 0);
+    const chosen = telling ?? this.numbers[0];
+    requestAnimationFrame(() => { this.list.scrollTop = this.list.querySelector(`[data-number="${chosen}"]`).offsetTop - this.list.offsetTop - 90; });
+    return chosen;
+  }
+
   row(number) {
     const { index, own } = this;
-    const facts = [index.id[number], index.level[number] !== null && `level ${index.level[number]}`, index.subject[number],
-      own.samples && `${own.right[number]} of ${own.samples} right`].filter(Boolean).join(" · ");
+    const facts = [index.id[number], index.level[number] !== null && `level ${index.level[number]}`, index.subject[number]].filter(Boolean).join(" · ");
     return make("button", { type: "button", "data-number": number, onclick: () => this.show(number, true) },
-      verdictMark(this.decision.accuracy[number]), make("span", { class: "ask" }, index.question[number].slice(0, 160)), make("small", {}, facts));
+      verdictMark(this.decision.accuracy[number]), make("span", { class: "ask" }, preview(index.question[number])),
+      own.samples ? make("span", { class: "count", title: `${own.right[number]} of ${own.samples} samples are right` }, `${own.right[number]}/${own.samples}`) : null, make("small", {}, facts));
   }
 
   mark() {
@@ -118,7 +132,7 @@ class Browser {
     const held = number < this.evaluation.shown.problems;
     const [details] = await Promise.all([held ? part(`part-${this.number}-${where}`) : null, loadKatex()]);
     if (this.selected !== number) return; // another was chosen meanwhile
-    this.detail.replaceChildren(...problemView(this, number, held ? details[number % PER_PART] : null));
+    replace(this.detail, problemView(this, number, held ? details[number % PER_PART] : null));
     if (opened && innerWidth <= 860) this.panes.scrollIntoView({ block: "start" });
   }
 
@@ -221,12 +235,12 @@ function whyView(browser, number) {
     const totals = d.totals[number];
     const sum = totals.reduce((a, b) => a + b, 0);
     const win = d.winner[number] === i;
-    const text = d.decoding === "majority" ? String(totals[i]) : d.decoding === "weighted" ? short(totals[i]) : d.evaluator === "likelihood" ? totals[i].toFixed(1) : score(totals[i]);
+    const text = d.decoding === "majority" ? String(totals[i]) : d.decoding === "weighted" ? `${percent(totals[i] / (sum || 1), 0)} %` : d.evaluator === "likelihood" ? totals[i].toFixed(1) : score(totals[i]);
     const share = d.decoding === "best_of_n" ? null : make("span", { class: "share" }, make("i", { style: `width:${(100 * totals[i]) / (sum || 1)}%` }));
     return make("td", { class: win ? "winner" : null }, win && make("span", { title: "wins", role: "img", "aria-label": "wins" }, "★ "), text, share);
   };
-  const meaning = { majority: "votes", weighted: "weights of the votes", best_of_n: "best score" };
-  return [make("h3", {}, "Why it won"), make("p", { class: "says" }, whySentence(browser, number)),
+  const meaning = { majority: "votes", weighted: "share of the weight", best_of_n: "best score" };
+  return [make("h3", {}, "Why it won"), make("p", { class: "says sentence" }, whySentence(browser, number), "."),
     make("div", { class: "scroll why" }, make("table", {},
       make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Answer"), make("th", { scope: "col" }, ""), columns.map((d) => make("th", { scope: "col" }, d.label, make("br"), make("small", {}, meaning[d.decoding]))))),
       make("tbody", {}, shown.map((i) => make("tr", {}, make("th", { scope: "row" }, answerView(answers[i][0])), make("td", {}, verdictMark(answers[i][1])), columns.map((d) => value(d, i))))))),
@@ -236,20 +250,18 @@ function whyView(browser, number) {
 function whySentence(browser, number) {
   const { own, decision } = browser;
   const majority = own.decisions.find((d) => d.decoding === "majority");
-  const sum = (d) => d.totals[number].reduce((a, b) => a + b, 0);
   const told = (d) => {
-    const i = d.winner[number];
-    const verdict = verdictOf(d.accuracy[number]);
-    if (i < 0) return `${d.label} chose a solution without an answer`;
-    const answer = own.answers[number][i][0];
-    const total = d.totals[number]?.[i];
-    const by = d.decoding === "majority" ? `with ${total} of ${own.samples} votes`
-      : d.decoding === "weighted" ? `with ${percent(total / (sum(d) || 1), 0)} % of the weight`
-        : d.decoding === "best_of_n" ? (d.evaluator === "likelihood" ? "by its log-probability" : `by a score of ${score(total)}`) : "";
-    return `${d.label} chose ${answer.length > 40 ? "an answer that is" : `${answer},`} ${verdict === "tied" ? "tied with others" : verdict}${answer.length > 40 ? "" : ","} ${by}`.trimEnd();
+    const [i, verdict, total] = [d.winner[number], verdictOf(d.accuracy[number]), d.totals[number]?.[d.winner[number]]];
+    if (i < 0) return [`${d.label} chose a solution that is ${verdict}`];
+    const by = {
+      majority: () => `with ${total} of ${own.samples} votes`,
+      weighted: () => `with ${percent(total / (d.totals[number].reduce((a, b) => a + b, 0) || 1), 0)} % of the weight`,
+      best_of_n: () => (d.evaluator === "likelihood" ? "by its log-probability" : `by a score of ${score(total)}`),
+      greedy: () => "",
+    }[d.decoding]();
+    return [`${d.label} chose `, answerView(own.answers[number][i][0]), verdict === "tied" ? " among tied answers " : `, ${verdict}, `, by];
   };
-  const said = decision === majority || !majority ? told(decision) : `${told(majority)}; ${told(decision)}`;
-  return `${said[0].toUpperCase()}${said.slice(1).replace(/,$/, "")}.`;
+  return decision === majority || !majority ? told(decision) : [told(majority), "; ", told(decision)];
 }
 
 function solutionsView(browser, number, held) {
@@ -278,10 +290,16 @@ function solutionView(browser, number, { solution, value, greedy }, open, aggreg
     solution.p !== undefined && make("span", { class: "quiet" }, `log-probability ${solution.p.toFixed(1)}`),
     solution.l && make("span", { class: "quiet" }, "cut off by length"),
     scores && make("span", { class: "strip", "aria-hidden": "true" }, scores.slice(0, 40).map((p) => make("i", { style: `background:${tint(p)}`, title: score(p) })))), body);
-  const fillIn = () => { if (element.open && !body.childElementCount) body.append(...stepsView(solution, scores, evaluator)); };
+  const fillIn = () => { if (element.open && !body.childElementCount) fill(body, {}, stepsView(solution, scores, evaluator)); };
   element.addEventListener("toggle", fillIn);
   fillIn();
   return element;
+}
+
+// The words that announce the final answer in our template are a heading, not text of the step.
+function stepText(text) {
+  const [, rest] = /^# Answer\s+([\s\S]+)/.exec(text) ?? [];
+  return rest === undefined ? rich(text) : [make("h4", {}, "Answer"), rich(rest)];
 }
 
 function stepsView(solution, scores, evaluator) {
@@ -291,8 +309,8 @@ function stepsView(solution, scores, evaluator) {
     const p = fits ? scores[i] : undefined;
     const rest = others.map(([name, values]) => `${name} ${score(values[i] ?? 0)}`).join(", ");
     const label = p === undefined ? undefined : `step ${i + 1}: ${evaluator} ${p}${rest ? `; ${rest}` : ""}`;
-    return make("li", { style: p === undefined ? null : `background:${tint(p, 26)};border-left-color:${tint(p)}` },
-      make("span", {}, rich(text)), make("output", { title: label, tabindex: label ? 0 : null, "aria-label": label }, p === undefined ? "" : score(p)));
+    return make("li", { style: p === undefined ? null : `background:${tint(p, p < 0.5 ? 30 : 12)};border-left-color:${tint(p)}` },
+      make("span", {}, stepText(text)), make("output", { title: label, tabindex: label ? 0 : null, "aria-label": label }, p === undefined ? "" : score(p)));
   });
   if (fits && scores.length > solution.t.length) {
     steps.push(make("li", { style: `border-left-color:${tint(0)}` }, make("span", { class: "quiet" }, "No final answer."), make("output", {}, score(scores[scores.length - 1]))));

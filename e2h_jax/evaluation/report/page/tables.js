@@ -54,6 +54,24 @@ function resultsTable(evaluation, every) {
     make("tbody", {}, body)));
 }
 
+// The same method in every evaluation: a row each, with a dot for each run.
+function acrossTable(core) {
+  const group = core.evaluations.some((evaluation) => focus(evaluation) === "hard") ? "hard" : "all";
+  const methods = new Map();
+  for (const [i, evaluation] of core.evaluations.entries()) {
+    for (const row of headline(evaluation, false)) {
+      const name = `${row.generator}: ${row.label}`;
+      methods.set(name, methods.get(name) ?? []);
+      methods.get(name)[i] = row[group];
+    }
+  }
+  return [make("h3", {}, "Side by side"), make("p", { class: "says" }, `Accuracy on ${group} problems in each run.`),
+    make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Runs side by side" }, make("table", {},
+      make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Decided by"), core.evaluations.map((evaluation) => make("th", { scope: "col", colspan: 2 }, evaluationName(evaluation, false))))),
+      make("tbody", {}, [...methods].map(([name, statistics]) => make("tr", {}, make("th", { scope: "row" }, name),
+        core.evaluations.map((_, i) => statistics[i] ? [statisticCell(statistics[i]), make("td", {}, whisker(statistics[i], 0, 1))] : [make("td", {}, "–"), make("td")]))))))];
+}
+
 function comparedTable(evaluation) {
   if (!evaluation.compared.length) return null;
   const ends = evaluation.compared.flatMap((row) => row.hard.ci95 ?? row.all.ci95 ?? []);
@@ -80,15 +98,15 @@ function resultsSection(core) {
   const many = core.evaluations.length > 1;
   let every = false;
   const body = make("div");
-  const refresh = () => body.replaceChildren(...core.evaluations.map((evaluation) => make("div", {},
+  const refresh = () => replace(body, core.evaluations.map((evaluation) => make("div", {},
     many && make("h3", {}, evaluationName(evaluation, many)), resultsTable(evaluation, every), comparedTable(evaluation),
     countsOf(evaluation),
     evaluation.seconds && Object.keys(evaluation.seconds).length
-      ? numbers(["Stage", "seconds"], Object.entries(evaluation.seconds).map(([stage, s]) => [stage, s.toFixed(1)])) : null)));
+      ? numbers(["Stage", "Seconds"], Object.entries(evaluation.seconds).map(([stage, s]) => [stage, s.toFixed(1)]), "Seconds of each stage") : null)));
   refresh();
-  const says = "Accuracy in % with 95 % bootstrap intervals over the problems; the last column is the paired difference to majority voting with the same samples.";
+  const says = "Accuracy in % with 95 % bootstrap intervals over the problems; the last column is the paired difference to majority voting with the same samples.";
   return make("section", { id: "results" }, make("h2", {}, "Results"), make("p", { class: "says" }, says),
-    make("div", { class: "controls" }, tick("Every aggregation of the step scores", every, (value) => { every = value; refresh(); })), body);
+    make("div", { class: "controls" }, tick("Every aggregation of the step scores", every, (value) => { every = value; refresh(); })), many && acrossTable(core), body);
 }
 
 // The few numbers to remember, of the first evaluation.

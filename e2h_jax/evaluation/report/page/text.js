@@ -30,6 +30,9 @@ function segments(text) {
 // "$5 and $" is no formula: it would end in a space and has no sign of TeX. Nor does a formula reach over a blank line.
 const isFormula = (tex) => !/\n\s*\n/.test(tex) && (/[\\^_={}]/.test(tex) || (!/^\s|\s$/.test(tex) && tex.length < 60));
 
+// The beginning of a question on one line, its formulas without their delimiters.
+const preview = (text) => segments(text.slice(0, 300)).map((piece) => piece.text ?? piece.tex ?? "").join("").replace(/\s+/g, " ").slice(0, 160);
+
 const isTex = (answer) => /[\\^_]/.test(answer);
 
 const EDGE = 1e-6; // as in evaluation/voting.py
@@ -111,7 +114,7 @@ function ticks(low, high, count) {
 // The colour of a score: orange for 0, none for a half, blue for 1.
 const tint = (value, strength = 100) => {
   const weight = Math.round(Math.abs(value - 0.5) * 2 * strength);
-  return `color-mix(in oklab, var(${value < 0.5 ? "--low" : "--high"}) ${weight}%, transparent)`;
+  return `color-mix(in srgb, var(${value < 0.5 ? "--low" : "--high"}) ${weight}%, transparent)`;
 };
 
 if (typeof module !== "undefined") module.exports = { segments, aggregated, filtered, score, short, ticks, tint, isFormula };

@@ -8,7 +8,7 @@ from e2h_jax.errors import UserError, nearest
 
 
 def _table() -> dict:
-    return json.loads(files("e2h_jax.evaluation.report").joinpath("paper.json").read_text(encoding="utf-8"))
+    return json.loads(files("e2h_jax.evaluation").joinpath("paper.json").read_text(encoding="utf-8"))
 
 
 def check(wanted: Mapping[str, str]) -> None:
