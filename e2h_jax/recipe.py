@@ -104,6 +104,8 @@ def check(config: ConfigDict) -> None:
             raise UserError(
                 f'a recipe\'s config needs a tuple "config.{name}"; start it from e2h_jax.recipe.defaults().'
             )
+    if type(config.get("report")) is not bool:
+        raise UserError('a recipe\'s config needs "config.report", True or False; start it from e2h_jax.recipe.defaults().')
     if not config.stages:
         raise UserError("a recipe needs a config that lists its stages, such as --config=configs/quickstart.py.")
     for pair in config.publish:
@@ -121,7 +123,7 @@ def check(config: ConfigDict) -> None:
         if name in RESERVED:
             continue
         if not isinstance(config[name], ConfigDict):
-            raise UserError(f'there is no field "config.{name}"; a recipe has stages, publish, report, seed and a group per stage.')
+            raise UserError(f'there is no field "config.{name}"; a recipe has {", ".join(RESERVED)} and a group per stage.')
         kind = config[name].get("stage")
         if not isinstance(kind, str) or kind not in stages.STAGES or kind == "recipe":
             valid = ", ".join(other for other in stages.STAGES if other != "recipe")

@@ -132,7 +132,7 @@ def _group(path: str, problems: Sequence[dict], max_samples: int) -> list[list[d
 def _grade(
     problems: Sequence[dict], samples: Sequence[Sequence[dict]], counts: dict[str, int], rules: str, title: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns verdicts bool [P, N] and answer numbers int [P, N]; adds to `counts`, and `answer` and `verdict` to the samples."""
+    """Returns verdicts bool [P, N] and answer numbers int [P, N]; adds to `counts`, to every sample its answer and verdict."""
     correct = np.zeros((len(problems), len(samples[0])), dtype=bool)
     answers = np.full(correct.shape, -1)
     with Progress(

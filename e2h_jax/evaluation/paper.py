@@ -15,9 +15,8 @@ def check(wanted: Mapping[str, str]) -> None:
     """Raises UserError unless every value of {evaluator: curve} names a curve of the table."""
     for evaluator, name in wanted.items():
         if name not in (known := _table()["curves"]):
-            raise UserError(
-                f'config.paper.{evaluator}: there is no curve "{name}"{nearest(str(name), known)}; there are {", ".join(known)}.'
-            )
+            close = nearest(str(name), known)
+            raise UserError(f'config.paper.{evaluator}: there is no curve "{name}"{close}; there are {", ".join(known)}.')
 
 
 def curves(wanted: Mapping[str, str]) -> list[dict]:

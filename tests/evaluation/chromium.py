@@ -13,7 +13,10 @@ PROGRAM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.wh
 
 
 class Browser:
-    """One tab; a context manager. `errors` holds what the console and uncaught exceptions said, `requests` every URL asked for."""
+    """One tab; a context manager.
+
+    `errors` holds what the console and uncaught exceptions said, `requests` every URL that was asked for.
+    """
 
     def __init__(self, width: int = 1280, height: int = 900, dark: bool = False):
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
@@ -21,7 +24,7 @@ class Browser:
         self._from, their_output = os.pipe()
         # Chromium reads commands from its descriptor 3 and answers on 4.
         moved = f"exec 3<&{their_input} 4>&{their_output}; exec \"$@\""
-        flags = ("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--hide-scrollbars", "--no-first-run")
+        flags = ("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--hide-scrollbars")
         self._process = subprocess.Popen(
             ["bash", "-c", moved, "chromium", PROGRAM, *flags, f"--user-data-dir={self._profile.name}", "about:blank"],
             pass_fds=(their_input, their_output),
@@ -87,8 +90,10 @@ class Browser:
 
     def wait(self, condition: str, seconds: float = 15) -> None:
         """Until a JavaScript expression is true; RuntimeError when it does not come true."""
-        loop = f"""new Promise((done) => {{ const end = performance.now() + {seconds * 1000};
-            const ask = () => ({condition}) ? done(true) : performance.now() > end ? done(false) : setTimeout(ask, 20); ask(); }})"""
+        loop = f"""new Promise((done) => {{
+            const end = performance.now() + {seconds * 1000};
+            const ask = () => ({condition}) ? done(true) : performance.now() > end ? done(false) : setTimeout(ask, 20);
+            ask(); }})"""
         if not self.run(loop):
             raise RuntimeError(f"never true: {condition}; errors: {self.errors}")
 

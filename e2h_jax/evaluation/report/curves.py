@@ -35,7 +35,7 @@ METRICS = {
     "length": ("Length", "Mean tokens of a rollout."),
     "stopped": ("Stopped", "Share of rollouts that ended by themselves."),
     "value_loss": ("Value loss", "Squared error of the value model."),
-    "explained_variance": ("Explained variance", "Of the returns, by the value model; 1 is perfect, below 0 worse than their mean."),
+    "explained_variance": ("Explained variance", "Of the returns, by the value model: 1 is perfect, 0 as good as the mean."),
     "margin": ("Margin", "Reward of the chosen minus that of the rejected solution, as DPO implies it."),
     "accuracy": ("Preference accuracy", "Share of pairs in which the chosen solution has the higher implied reward."),
     "preference_loss": ("Preference loss", "DPO's loss without the NLL term."),

@@ -35,8 +35,8 @@ def find(workdirs: Sequence[str]) -> list[Folder]:
         if asked["stage"] != "recipe":
             here = [_folder(workdir, label, workdir.resolve().name, asked)]
         else:
-            started = [(name, workdir / name) for name in asked["config"]["stages"] if (workdir / name / "config.json").exists()]
-            here = [_folder(path, label, name, _config(path)) for name, path in started]
+            started = [name for name in asked["config"]["stages"] if (workdir / name / "config.json").exists()]
+            here = [_folder(workdir / name, label, name, _config(workdir / name)) for name in started]
         shown = [folder for folder in here if folder.stage in TRAINING or (folder.path / "results.json").exists()]
         if not shown:
             raise UserError(f"{workdir}: nothing to show yet; it has neither a training run nor a finished evaluation.")

@@ -17,7 +17,7 @@ def judgements(
     labels: Mapping[tuple[str, int], Sequence[float | None]],
     groups: Mapping[str, np.ndarray],
 ) -> Iterator[dict]:
-    """Yields for each evaluator, thing judged ("steps", or an aggregation) and group what `distribution` returns, and these names.
+    """Yields `distribution` of each evaluator, thing judged ("steps", or an aggregation) and group, with their names.
 
     Args:
       labels: (problem_id, sample) -> step labels; {} for none.

@@ -27,7 +27,8 @@ def build(title: str, evaluations: Sequence[Evaluation], training: Sequence[dict
     """Returns the page. Where it would exceed `limit` bytes, samples are left out, and where one a problem is still too much,
     problems; the page says so.
     """
-    core = {"title": title, "metrics": METRICS, "evaluations": [evaluation.summary for evaluation in evaluations], "training": training}
+    summaries = [evaluation.summary for evaluation in evaluations]
+    core = {"title": title, "metrics": METRICS, "evaluations": summaries, "training": training}
     indices = [_script(f"index-{number}", _pack(e.index)) for number, e in enumerate(evaluations)]
     tex = _tex() if any(_has_tex(evaluation) for evaluation in evaluations) else []
     room = limit - 200_000 - sum(map(len, [*tex, *indices])) - len(_pack(core))  # 200,000: the page itself, and to spare
@@ -53,7 +54,7 @@ def build(title: str, evaluations: Sequence[Evaluation], training: Sequence[dict
 
 
 def _details(number: int, evaluation: Evaluation, room: int) -> list[str]:
-    """The solutions in parts of `PER_PART` problems; as many samples of each problem, and as many problems, as there is room."""
+    """The solutions in parts of `PER_PART` problems: as many samples of each, and as many problems, as there is room for."""
     while True:
         rows = [evaluation.detail(problem) for problem in range(evaluation.kept_problems)]
         starts = range(0, len(rows), PER_PART)

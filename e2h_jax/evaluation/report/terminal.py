@@ -1,5 +1,6 @@
 """One problem in the terminal: its votes, and its solutions with their steps coloured by score."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from rich import box
@@ -12,6 +13,7 @@ from e2h_jax.errors import UserError, nearest
 from e2h_jax.evaluation.report import folders, gather
 from e2h_jax.evaluation.voting import aggregate
 
+_ANSWERS = 6  # columns of the table of votes
 _MARKS = {0: ("✗ wrong", "dark_orange"), 1: ("✓ right", "dodger_blue1"), 2: ("? undecided", "grey50")}
 
 
@@ -30,6 +32,7 @@ def scored_step(text: str, score: float | None, note: str = "") -> Table:
     row.add_column(width=5, justify="right", no_wrap=True)
     row.add_column()
     style = "" if score is None else score_style(score)
+    text = re.sub(r"\n\s*\n", "\n", text)
     row.add_row(Text("" if score is None else f"{score:.2f}", style=style), Text(text, style=style).append(note, style="dim"))
     return row
 
@@ -55,7 +58,8 @@ def show_problem(workdirs: Sequence[str], problem_id: str, samples: int, console
             console.print(_view(evaluation, evaluation.index["id"].index(problem_id), samples))
             shown = True
     if not shown:
-        raise UserError(f'--problem: there is no problem "{problem_id}"{nearest(problem_id, known)}; the first is "{known[0]}".')
+        close = nearest(problem_id, known)
+        raise UserError(f'--problem: there is no problem "{problem_id}"{close}; the first is "{known[0]}".')
 
 
 def _view(evaluation: gather.Evaluation, number: int, samples: int) -> Group:
@@ -76,17 +80,23 @@ def _view(evaluation: gather.Evaluation, number: int, samples: int) -> Group:
 
 
 def _votes(own: Mapping, number: int) -> Table:
-    table = Table(box=box.SIMPLE, pad_edge=False, title="Votes, summed weights and best scores; * wins", title_justify="left")
-    table.add_column("answer")
-    table.add_column("")
-    decided = [decision for decision in own["decisions"] if decision["totals"]]
-    for decision in decided:
-        table.add_column(decision["label"], justify="right")
+    """A row for each way to decide; a column for each answer that got most votes."""
+    title = "Votes, shares of the weight, best scores; * wins"
+    table = Table(box=box.SIMPLE, pad_edge=False, title=title, title_justify="left")
+    table.add_column("decided by", no_wrap=True)
     answers = own["answers"][number]
-    for i in sorted(range(len(answers)), key=lambda i: -answers[i][2]):
+    shown = sorted(range(len(answers)), key=lambda i: -answers[i][2])[:_ANSWERS]
+    for i in shown:
         mark, style = _MARKS[int(answers[i][1] >= 0.5)]
-        cells = [f"{'* ' if d['winner'][number] == i else ''}{d['totals'][number][i]:.3g}" for d in decided]
-        table.add_row(Text(answers[i][0]), Text(mark, style=style), *cells)
+        table.add_column(Text.assemble(answers[i][0], " ", (mark[0], style)), justify="right")
+    for decision in own["decisions"]:
+        if totals := decision["totals"] and decision["totals"][number]:
+            whole = sum(totals) or 1.0
+            cells = [f"{totals[i] / whole:.0%}" if decision["decoding"] == "weighted" else f"{totals[i]:.3g}" for i in shown]
+            stars = ["*" if decision["winner"][number] == i else "" for i in shown]
+            table.add_row(decision["label"], *(star + cell for star, cell in zip(stars, cells, strict=True)))
+    if len(answers) > len(shown):
+        table.caption, table.caption_justify = f"and {len(answers) - len(shown)} more answers with fewer votes", "left"
     return table
 
 
@@ -95,7 +105,7 @@ def _solutions(name: str, own: Mapping, solutions: Mapping, number: int, adopted
     if (greedy := solutions["greedy"]) is not None:
         parts += ["", _heading(f"{name}, greedy", greedy, own, number, "")]
         parts += [scored_step(step, None) for step in greedy["t"]]
-    evaluator = next(iter(own["evaluators"]), None)
+    evaluator = _best_evaluator(own)
     ranked = [(solution, float("nan")) for solution in solutions["samples"]]
     if evaluator:
         scores = aggregate([solution["s"][evaluator] for solution in solutions["samples"]], adopted["weighted"])
@@ -105,11 +115,18 @@ def _solutions(name: str, own: Mapping, solutions: Mapping, number: int, adopted
         parts += ["", _heading(f"{name} #{solution['n']}", solution, own, number, by)]
         matched = solution["s"][evaluator] if evaluator and "m" in solution else [None] * len(solution["t"])
         for position, step in enumerate(solution["t"]):
-            others = [f"{other} {values[position]:.2f}" for other, values in solution.get("s", {}).items() if other != evaluator]
-            parts.append(scored_step(step, matched[position], f"   {', '.join(others)}" if others and "m" in solution else ""))
+            by_others = [] if "m" not in solution else [(e, values) for e, values in solution["s"].items() if e != evaluator]
+            note = ", ".join(f"{other} {values[position]:.2f}" for other, values in by_others)
+            parts.append(scored_step(step, matched[position], f"   {note}" if note else ""))
     if len(ranked) > samples:
         parts.append(Text(f"\n{len(ranked) - samples} more; --samples={len(ranked)} shows all.", style="dim"))
     return parts
+
+
+def _best_evaluator(own: Mapping) -> str | None:
+    """The one whose weighted voting is right most often, over all problems; None without any."""
+    right = {d["evaluator"]: sum(d["accuracy"]) for d in own["decisions"] if d["decoding"] == "weighted"}
+    return max(own["evaluators"], key=right.__getitem__, default=None)
 
 
 def _heading(title: str, solution: Mapping, own: Mapping, number: int, more: str) -> Text:
