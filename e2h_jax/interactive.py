@@ -172,15 +172,16 @@ def solve(console: Console, policy: Policy, judge: Judge | None, question: str, 
             text, over = last[0]
             steps = [text[step.start : step.end] for step in split_steps(text, policy.template)]
             complete = len(steps) if over else max(0, len(steps) - 1)
+            if console.is_terminal:
+                waiting = f"   {sum(over for _, over in last)} of {len(last)} solutions" if len(last) > 1 else ""
+                live.update(Text.assemble("".join(steps[complete:]), (waiting, "dim")))
             if complete > printed:
                 (scores,) = judge.scores(question, [text]) if judge else (None,)
                 for number in range(printed, complete):
                     score = scores[number] if scores is not None and number < len(scores) else None
                     live.console.print(scored_step(steps[number], score))
                 printed = complete
-            if console.is_terminal:
-                waiting = f"   {sum(over for _, over in last)} of {len(last)} solutions" if len(last) > 1 else ""
-                live.update(Text.assemble(("" if over else "".join(steps[complete:])), (waiting, "dim")), refresh=True)
+            live.refresh()
     if not policy.template.extract_answer(last[0][0]):
         console.print(Text("      no final answer", style="dim"))
     if len(last) > 1:

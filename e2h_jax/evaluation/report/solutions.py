@@ -15,16 +15,17 @@ def cut(text: str, scores: int | None) -> tuple[list[str], bool]:
     """The parts of a solution, and whether they are the steps of its `scores` scores (None: it was not scored).
 
     The template in which a solution was scored is not written beside it, so of the ways in which public evaluators cut (at
-    blank lines with an answer header, with a box, at Math-Shepherd's tags, at numbered items) the first that makes as many
-    steps as there are scores is taken. A solution without a final answer has one score more than steps (rewards/scoring.py).
+    blank lines with an answer header, with a box, at Math-Shepherd's tags, at numbered items) the first is taken that finds a
+    final answer and makes as many steps as there are scores; then the first that makes so many, or, as a solution without a
+    final answer has one score more than steps (rewards/scoring.py), one fewer.
     """
     ways = [_by_template(text, name) for name in ("e2h", "qwen_boxed", "math_shepherd")]
     for steps, has_answer in ways:
+        if has_answer and scores == len(steps):
+            return steps, True
+    for steps, has_answer in [*ways, (_by_numbers(text), True)]:
         if scores in (len(steps), len(steps) + (not has_answer)):
             return steps, True
-    items = _by_numbers(text)
-    if scores == len(items):
-        return items, True
     return ways[0][0], False
 
 
@@ -33,7 +34,7 @@ def _by_template(text: str, name: str) -> tuple[list[str], bool]:
     steps = [text[step.start : step.end] for step in found]
     if not found:
         return ([text] if text.strip() else []), False
-    if rest := text[found[-1].end :].strip():  # what follows the final answer belongs to no step, and is shown all the same
+    if rest := text[found[-1].end :].strip().removeprefix(TEMPLATES[name].tag):  # what follows the final answer belongs to no step, and is shown all the same
         steps[-1] += "\n\n" + rest
     return steps, found[-1].is_answer
 
