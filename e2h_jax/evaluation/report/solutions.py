@@ -34,7 +34,8 @@ def _by_template(text: str, name: str) -> tuple[list[str], bool]:
     steps = [text[step.start : step.end] for step in found]
     if not found:
         return ([text] if text.strip() else []), False
-    if rest := text[found[-1].end :].strip().removeprefix(TEMPLATES[name].tag):  # what follows the final answer belongs to no step, and is shown all the same
+    # What follows the final answer belongs to no step, and is shown all the same.
+    if rest := text[found[-1].end :].strip().removeprefix(TEMPLATES[name].tag):
         steps[-1] += "\n\n" + rest
     return steps, found[-1].is_answer
 

@@ -84,18 +84,27 @@ function lines({ series, x, y, label, xLabel, width, height, tip = y.format }) {
   return svg;
 }
 
+// A long label in two lines: "Intermediate" and "Algebra".
+function twoLines(label) {
+  const words = label.split(" ");
+  if (label.length < 12 || words.length < 2) return [label];
+  const cut = words.findIndex((_, i) => words.slice(0, i + 1).join(" ").length >= label.length / 2);
+  return [words.slice(0, Math.max(1, cut)).join(" "), words.slice(Math.max(1, cut)).join(" ")];
+}
+
 // groups: labels along x; series: [{name, colour, hatch, values: [{value, low, high} or null]}], shares from 0 to 1.
-function bars({ groups, series, label, xLabel }) {
-  const width = Math.max(360, Math.min(1160, groups.length * (series.length * 15 + 26) + 50));
+function bars({ groups, series, label }) {
+  const named = Math.max(...groups.map((group) => Math.max(...group.split(" ").map((word) => word.length)))) * 6.5 + 12;
+  const width = Math.max(360, Math.min(1160, groups.length * Math.max(named, series.length * 15 + 26) + 50));
   const y = { domain: [0, 1], ticks: [0, 0.25, 0.5, 0.75, 1], format: (value) => percent(value, 0) };
-  const { svg, box, atY } = panel({ width, height: 260, x: { domain: [0, 1], ticks: [], format: String }, y, label, xLabel });
+  const { svg, box, atY } = panel({ width, height: 275, x: { domain: [0, 1], ticks: [], format: String }, y, label, xLabel: " " });
   svg.style.width = `${width}px`; // drawn at its size: its text is as large as that of the other charts
   svg.style.maxWidth = "none";
   const slot = (box.right - box.left) / groups.length;
   const thick = Math.min(22, (slot - 14) / Math.max(1, series.length));
   groups.forEach((group, g) => {
     const start = box.left + slot * g + (slot - thick * series.length) / 2;
-    svg.append(draw("text", { x: box.left + slot * (g + 0.5), y: box.bottom + 15, "text-anchor": "middle" }, group));
+    twoLines(group).forEach((line, i) => svg.append(draw("text", { x: box.left + slot * (g + 0.5), y: box.bottom + 15 + 13 * i, "text-anchor": "middle" }, line)));
     series.forEach((one, s) => {
       const found = one.values[g];
       if (!found || found.value === null) return;
@@ -134,8 +143,8 @@ function histogram({ right, wrong, label }) {
     draw("rect", { x: left, y: up, width, height: atY(0) - up, style: "fill:var(--high)" }),
     draw("rect", { x: left, y: atY(0), width, height: down - atY(0), style: "fill:var(--low)" })));
   });
-  svg.append(draw("text", { x: box.right, y: box.top + 12, "text-anchor": "end" }, `right (${sums[0].toLocaleString("en")})`),
-    draw("text", { x: box.right, y: box.bottom - 5, "text-anchor": "end" }, `wrong (${sums[1].toLocaleString("en")})`));
+  svg.append(draw("text", { x: (box.left + box.right) / 2, y: box.top + 12, "text-anchor": "middle" }, `right (${sums[0].toLocaleString("en")})`),
+    draw("text", { x: (box.left + box.right) / 2, y: box.bottom - 5, "text-anchor": "middle" }, `wrong (${sums[1].toLocaleString("en")})`));
   return svg;
 }
 

@@ -98,8 +98,8 @@ function resultsSection(core) {
   const many = core.evaluations.length > 1;
   let every = false;
   const body = make("div");
-  const refresh = () => replace(body, core.evaluations.map((evaluation) => make("div", {},
-    many && make("h3", {}, evaluationName(evaluation, many)), resultsTable(evaluation, every), comparedTable(evaluation),
+  const refresh = () => replace(body, core.evaluations.map((evaluation) => make(many ? "details" : "div", many ? { class: "run" } : {},
+    many && make("summary", {}, make("h3", {}, evaluationName(evaluation, many))), resultsTable(evaluation, every), comparedTable(evaluation),
     countsOf(evaluation),
     evaluation.seconds && Object.keys(evaluation.seconds).length
       ? numbers(["Stage", "Seconds"], Object.entries(evaluation.seconds).map(([stage, s]) => [stage, s.toFixed(1)]), "Seconds of each stage") : null)));
@@ -122,6 +122,7 @@ function facts(core) {
   const start = greedy.find((row) => row.generator === (found[0] ?? greedy[0])?.generator);
   const learnt = greedy.filter((row) => row !== start).sort((a, b) => b[group].accuracy - a[group].accuracy)[0];
   const shown = [start && ["greedy", start], ...found.map((row) => [row.label, row]), learnt && [`greedy, ${learnt.generator}`, learnt]].filter(Boolean);
-  return [make("p", { class: "quiet" }, `${group === "hard" ? "Hard problems" : "All problems"} (${shown[0][1][group].problems}), accuracy in %`),
+  return [make("p", { class: "quiet sentence" },
+      `${core.evaluations.length > 1 ? `${evaluation.run}: ` : ""}${group} problems (${shown[0][1][group].problems}), accuracy in %; of each kind the best`),
     make("ul", { class: "facts" }, shown.map(([name, row]) => make("li", {}, make("b", {}, percent(row[group].accuracy)), make("span", {}, name))))];
 }
