@@ -25,13 +25,21 @@ from e2h_jax.sampling.scheduler import Request, draw
 E2H = get_template("e2h")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """One of the simulated devices: programs for all of them take much longer to compile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interactive, "make_mesh", lambda shape: make_mesh((1, 1, 1), jax.devices()[:1]))
+        yield
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """A policy and a reward model with random weights, saved as a stage saves them."""
     folder = tmp_path_factory.mktemp("models")
     tokenizer = build_tokenizer(arithmetic.PIECES, folder / "tokenizer")
     config = LlamaConfig(len(tokenizer), width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=48, max_length=128)
-    mesh = make_mesh((1, -1, 1))
+    mesh = interactive.make_mesh(())
     for kind, seed in (("policy", 3), ("reward", 4)):
         _, params = store.create(kind, config, mesh, seed)
         if kind == "reward":  # a fresh score head is zero
@@ -41,19 +49,17 @@ def models(tmp_path_factory):
     return folder
 
 
-def arguments(models, *more):
-    return interactive._parse([f"--checkpoint={models}/policy", "--max-new-tokens=40", "--top-k=0", "--temperature=1", *more])
+SETTINGS = ("--max-new-tokens=40", "--top-k=0", "--temperature=1", "--samples=3", "--seed=7")
 
 
 def test_it_draws_what_the_sampler_draws(models):
-    asked = arguments(models, "--samples=3", "--seed=7")
-    policy = interactive.Policy(asked)
+    policy = interactive.Policy(interactive._parse([f"--checkpoint={models}/policy", *SETTINGS]))
     seen = list(policy.draw("x=1", turn=0))
     texts = [text for text, _ in seen[-1]]
     assert all(over for _, over in seen[-1])
     assert len(seen) > 1
     assert all(final.startswith(early.rstrip("\ufffd")) for (early, _), final in zip(seen[0], texts, strict=True))
-    config, mesh = policy.config, make_mesh((1, -1, 1))
+    config, mesh = policy.config, interactive.make_mesh(())
     graph, model_config, params = store.load(models / "policy" / "model", mesh, "policy")
     tokens = encode_prompt(policy.tokenizer, "x=1", E2H)
     kernel = sample.make_kernel(config, graph, model_config, params, mesh, policy.tokenizer, E2H, [len(tokens)])
@@ -70,10 +76,10 @@ def test_it_scores_what_the_scorer_scores(models):
     texts = ["a=1\n\nb=2\n\n# Answer\n\n3", "a=1", "a=1\n\n" * 200]
     *scores, too_long = judge.scores("x=1", texts)
     assert too_long is None
-    mesh = make_mesh((1, -1, 1))
+    mesh = interactive.make_mesh(())
     graph, _, params = store.load(models / "reward" / "model", mesh, "reward")
     encoded = encode_solutions(judge._tokenizer, ["x=1"] * 2, texts[:2], E2H, add_eos=False)
-    batches = plan(encoded, granularity=64, tokens_per_batch=64, shards=8)
+    batches = plan(encoded, granularity=64, tokens_per_batch=64, shards=1)
     found = {i: s for batch in Scorer(graph, params, mesh).score(encoded, batches, "separator_last") for i, s in batch.items()}
     assert [len(values) for values in scores] == [3, 2]
     for index, values in enumerate(scores):
@@ -151,7 +157,7 @@ def test_problems_of_several_lines_are_typed_and_taken_back(monkeypatch, capsys)
 
 def test_problems_from_a_pipe(models, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("x=1\n\ny=2\n"))
-    flags = [f"--checkpoint={models}/policy/model", f"--evaluator={models}/reward", "--max-new-tokens=16"]
+    flags = [f"--checkpoint={models}/policy/model", f"--evaluator={models}/reward", *SETTINGS]
     assert command.main(["try", *flags]) == 0
     out = capsys.readouterr().out
     assert out.index("x=1") < out.index("y=2")
