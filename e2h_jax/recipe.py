@@ -28,6 +28,7 @@ from rich.table import Table
 from e2h_jax import stage as stages
 from e2h_jax.config import suggest_field
 from e2h_jax.errors import UserError
+from e2h_jax.evaluation.report.folders import SHOWN
 
 RESERVED = ("stages", "publish", "report", "seed")
 
@@ -83,8 +84,9 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         seconds[name] = (stages.read_json(workdir / name / "done.json") or {"seconds": 0.0})["seconds"]
 
     _publish(config, workdir)
-    if config.report and stages.process_index() == 0:
-        from e2h_jax.evaluation.report import show
+    # A recipe run in part may have nothing to show yet.
+    if config.report and stages.process_index() == 0 and {_stage_of(config, name)[0] for name in config.stages} & set(SHOWN):
+        from e2h_jax.evaluation.report import show  # not at the top: a mistake in the config is told half a second sooner
 
         console.print(f"report: {show.write([workdir])}")
     table = Table("stage", title="Seconds per stage", title_justify="left")

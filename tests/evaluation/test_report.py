@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -286,5 +287,5 @@ def test_the_pure_functions_of_the_page():
     assert.deepEqual(numbers({ change: "repaired" }), [1]);
     assert.deepEqual(numbers({ change: "broken" }), [2]);
     """
-    path = page._PARTS.joinpath("text.js")
+    path = Path(page.__file__).parent / "page" / "text.js"
     subprocess.run(["node", "-e", script, str(path)], check=True, timeout=60)

@@ -9,6 +9,7 @@ from typing import Any
 from e2h_jax.errors import UserError
 
 TRAINING = ("sft", "reward", "rest_em", "dpo", "ppo")
+SHOWN = (*TRAINING, "evaluate")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ def find(workdirs: Sequence[str]) -> list[Folder]:
         else:
             started = [name for name in asked["config"]["stages"] if (workdir / name / "config.json").exists()]
             here = [_folder(workdir / name, label, name, _config(workdir / name)) for name in started]
-        shown = [folder for folder in here if folder.stage in TRAINING or (folder.path / "results.json").exists()]
+        here = [folder for folder in here if folder.stage in SHOWN]
+        shown = [folder for folder in here if folder.stage != "evaluate" or (folder.path / "results.json").exists()]
         if not shown:
             raise UserError(f"{workdir}: nothing to show yet; it has neither a training run nor a finished evaluation.")
         found += shown
