@@ -56,7 +56,7 @@ def test_a_click_opens_a_problem_with_its_formulas_rendered(page):
     assert page.run("document.fonts.check('16px KaTeX_Main')")
     steps = page.run("[...document.querySelectorAll('details.solution[open] .steps output')].map((o) => o.textContent)")
     assert steps == ["0.90", "0.90"]
-    sentence = page.run("document.querySelector('.sentence').textContent")
+    sentence = page.run("document.querySelector('.open-problem .sentence').textContent")
     assert sentence.startswith("majority voting chose 5, right, with 2 of 4 votes; weighted voting, prm chose 5, right, with 8")
 
 

@@ -107,7 +107,10 @@ class Browser {
     const before = baseline(this.own, this.decision);
     const telling = before && this.numbers.find((number) => this.decision.accuracy[number] === 1 && before.accuracy[number] === 0);
     const chosen = telling ?? this.numbers[0];
-    requestAnimationFrame(() => { this.list.scrollTop = this.list.querySelector(`[data-number="${chosen}"]`).offsetTop - this.list.offsetTop - 90; });
+    requestAnimationFrame(() => { // once the rows have their places; by then, a filter may have removed this one
+      const row = this.list.querySelector(`[data-number="${chosen}"]`);
+      if (row) this.list.scrollTop = row.offsetTop - this.list.offsetTop - 90;
+    });
     return chosen;
   }
 
