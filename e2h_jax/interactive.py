@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
 
+import jax
 import numpy as np
 from rich import box
 from rich.console import Console
@@ -116,10 +117,10 @@ class Policy:
         drawn: list[list[int]] = [[] for _ in range(self.samples)]
         over = [False] * self.samples
         while not all(over):
-            log = kernel.decode(work, blocks=1, oldest=max(map(len, drawn)))
+            log = jax.device_get(kernel.decode(work, blocks=1, oldest=max(map(len, drawn))))
+            # Only now: until the log is there, the device may still be reading these very arrays.
             work.queue_length[:], work.cancel[:] = 0, False
-            which, count, new = (np.asarray(x)[0, 0] for x in (log.sample, log.count, log.tokens))
-            active = np.asarray(log.active)[0]
+            which, count, new, active = log.sample[0, 0], log.count[0, 0], log.tokens[0, 0], log.active[0]
             for row in np.flatnonzero(count):
                 number = int(which[row])
                 drawn[number] += new[row, : count[row]].tolist()
