@@ -174,7 +174,7 @@ def test_problems_from_a_pipe(models, monkeypatch, capsys):
         (["--checkpoint={models}/policy", "--temperature=0", "--samples=2"], "--temperature=0 draws the same solution"),
         (["--checkpoint={models}/policy", "--samples=x"], "argument --samples: invalid int value"),
         (["--checkpoint={models}/policy", "--template=e2"], 'there is no template "e2"'),
-        (["--checkpoint={models}/policy", "--max-new-tokens=120"], "and with --max-new-tokens the model takes 8"),
+        (["--checkpoint={models}/policy", "--max-new-tokens=126"], "and with --max-new-tokens the model takes 2"),
     ],
 )
 def test_mistakes_are_one_sentence(models, monkeypatch, capsys, flags, sentence):

@@ -60,7 +60,7 @@ def _details(number: int, evaluation: Evaluation, room: int) -> list[str]:
         starts = range(0, len(rows), PER_PART)
         parts = [_script(f"part-{number}-{i // PER_PART}", _pack(rows[i : i + PER_PART])) for i in starts]
         size = sum(map(len, parts))
-        if size <= room:
+        if size <= room or not rows:
             return parts
         share = 0.95 * room / size
         if evaluation.kept_samples > 1:
