@@ -151,9 +151,7 @@ def test_controls_have_names_and_text_has_contrast(page):
           const probe = document.body.appendChild(document.createElement('i')); probe.style.color = `var(${name})`;
           const ink = light(getComputedStyle(probe).color); probe.remove();
           return (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05); }); })()"""
-    for scheme, least in (("light", 3.6), ("dark", 4.5)):
+    for scheme in ("light", "dark"):
         page.run(f"document.documentElement.style.colorScheme = '{scheme}'")
-        ratios = page.run(ratio)
-        assert min(ratios[:3]) >= 4.5
-        assert min(ratios) >= least
+        assert min(page.run(ratio)) >= 4.5
     page.run("document.documentElement.style.colorScheme = ''")
