@@ -232,6 +232,7 @@ function whyView(browser, number) {
   const answers = own.answers[number];
   if (!answers.length) return make("p", {}, "No sample has an answer.");
   const columns = own.decisions.filter((d) => d.totals.length && (d.decoding === "majority" || d.evaluator === decision.evaluator || (!decision.evaluator && d.evaluator === browser.evaluator)));
+  columns.sort((a, b) => (b === decision) - (a === decision)).sort((a, b) => (b.decoding === "majority") - (a.decoding === "majority"));
   const order = answers.map((_, i) => i).sort((a, b) => answers[b][2] - answers[a][2]);
   const shown = order.slice(0, 12);
   const value = (d, i) => {
