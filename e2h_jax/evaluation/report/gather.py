@@ -34,8 +34,7 @@ class Evaluation:
         solutions = {}
         for generator in self.generators:
             greedy_answer = self.greedy_answers[generator.name][number] if generator.greedy_samples else -1
-            found = solutions_of(generator, number, greedy_answer)
-            solutions[generator.name] = found | {"samples": found["samples"][: self.kept_samples]}
+            solutions[generator.name] = solutions_of(generator, number, greedy_answer, self.kept_samples)
         return {"solution": self.problems[number]["solution"], "generators": solutions}
 
 

@@ -55,6 +55,10 @@ def build(title: str, evaluations: Sequence[Evaluation], training: Sequence[dict
 
 def _details(number: int, evaluation: Evaluation, room: int) -> list[str]:
     """The solutions in parts of `PER_PART` problems: as many samples of each, and as many problems, as there is room for."""
+    count = evaluation.kept_problems
+    if some := range(0, count, -(-count // PER_PART) or 1):  # first from a few of them: all may be half a million solutions
+        size = count / len(some) * len(_pack([evaluation.detail(problem) for problem in some]))
+        evaluation.kept_samples = max(1, int(evaluation.kept_samples * min(1.0, room / size)))
     while True:
         rows = [evaluation.detail(problem) for problem in range(evaluation.kept_problems)]
         starts = range(0, len(rows), PER_PART)

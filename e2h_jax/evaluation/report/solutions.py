@@ -72,15 +72,15 @@ def packed(sample: Mapping, answer: int, scores: Mapping[str, Sequence[float]], 
     return found
 
 
-def solutions_of(generator: Generator, problem: int, greedy_answer: int) -> dict:
-    """The generator's solutions of a problem: {"greedy": solution or null, "samples": [solutions]}."""
+def solutions_of(generator: Generator, problem: int, greedy_answer: int, most: int) -> dict:
+    """The generator's solutions of a problem: {"greedy": solution or null, "samples": the first `most` solutions}."""
     result: dict = {"greedy": None, "samples": []}
     if generator.greedy_samples:
         sample = generator.greedy_samples[problem]
         result["greedy"] = packed(sample, greedy_answer, {}, sample["sample"])
     if generator.correct is not None:
         numbers = sorted(set(generator.answers[problem].tolist()) - {-1})
-        for column, sample in enumerate(generator.samples[problem]):
+        for column, sample in enumerate(generator.samples[problem][:most]):
             number = int(generator.answers[problem][column])
             scores = {name: by[problem][column] for name, by in generator.step_scores.items()}
             answer = numbers.index(number) if number >= 0 else -1
