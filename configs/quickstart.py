@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
         "full_sft", *LEARNERS, *(f"greedy_{name}" for name in ("full_sft", *LEARNERS)), "evaluate",
     )  # fmt: skip
     config.publish = tuple((f"evaluate/{name}", name) for name in ("results.json", "table.md", "curves.png"))
+    config.report = True
     seed = config.get_ref("seed")
     rows = {"length": 128, "seed": seed}
     adam = {"b2": 0.95, "warmup_fraction": 0.05}

@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict(recipe.defaults()).unlock()
     config.stages = ("prepare", "evaluate")
     config.publish = tuple((f"evaluate/{name}", name) for name in ("results.json", "table.md", "curves.png"))
+    config.report = True
 
     config.prepare = configure(
         "prepare", {"source": "rerank_pool", "path": str(_DATA / "rerank" / "math500_bon32.jsonl.gz")}

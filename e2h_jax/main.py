@@ -33,7 +33,10 @@ from e2h_jax.parallel import hosts
 USAGE = "e2h <stage> --config=FILE.py [--config.field=value …] --workdir=DIR"
 
 # Commands that are no stages: modules with a docstring, which is their help, and `main(arguments) -> exit code`.
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "show": "e2h_jax.evaluation.report.show",
+    "try": "e2h_jax.interactive",
+}
 
 
 class Command(NamedTuple):

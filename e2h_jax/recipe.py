@@ -3,6 +3,7 @@
     config.stages = ("prepare", "sft", "sample", …)    names, in the order in which they run
     config.<name>                                      that stage's config, and in it `stage`: which stage it is
     config.publish = (("evaluate/results.json", "results.json"), …)    copied to the top when all have finished
+    config.report = True                               then write report.html, as `e2h show` does
 
 The stage called "sft" works in WORKDIR/sft. Wherever a string of its config holds {run}, WORKDIR takes its place; so
 "{run}/sft/model" is how one stage reads what another wrote.
@@ -27,15 +28,17 @@ from rich.table import Table
 from e2h_jax import stage as stages
 from e2h_jax.config import suggest_field
 from e2h_jax.errors import UserError
+from e2h_jax.evaluation.report.folders import SHOWN
 from e2h_jax.parallel import hosts
 
-RESERVED = ("stages", "publish", "seed")
+RESERVED = ("stages", "publish", "report", "seed")
 
 
 def defaults() -> ConfigDict:
     config = ConfigDict()
     config.stages = ()  # names of stages, in order; config.<name> is the config of each
     config.publish = ()  # pairs (file in WORKDIR, its name at the top of WORKDIR)
+    config.report = False  # at the end, write WORKDIR/report.html as `e2h show` does
     config.seed = 0  # for stages to refer to: config.sft.seed = config.get_ref("seed")
     return config.lock()
 
@@ -82,6 +85,11 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         seconds[name] = (stages.read_json(workdir / name / "done.json") or {"seconds": 0.0})["seconds"]
 
     _publish(config, workdir)
+    # A recipe run in part may have nothing to show yet.
+    if config.report and stages.process_index() == 0 and {_stage_of(config, name)[0] for name in config.stages} & set(SHOWN):
+        from e2h_jax.evaluation.report import show  # not at the top: a mistake in the config is told half a second sooner
+
+        console.print(f"report: {show.write([workdir])}")
     table = Table("stage", title="Seconds per stage", title_justify="left")
     table.add_column("seconds", justify="right")
     table.add_column("")
@@ -99,6 +107,8 @@ def check(config: ConfigDict) -> None:
             raise UserError(
                 f'a recipe\'s config needs a tuple "config.{name}"; start it from e2h_jax.recipe.defaults().'
             )
+    if type(config.get("report")) is not bool:
+        raise UserError('a recipe\'s config needs "config.report", True or False; start it from e2h_jax.recipe.defaults().')
     if not config.stages:
         raise UserError("a recipe needs a config that lists its stages, such as --config=configs/quickstart.py.")
     for pair in config.publish:
@@ -116,7 +126,7 @@ def check(config: ConfigDict) -> None:
         if name in RESERVED:
             continue
         if not isinstance(config[name], ConfigDict):
-            raise UserError(f'there is no field "config.{name}"; a recipe has stages, publish, seed and a group per stage.')
+            raise UserError(f'there is no field "config.{name}"; a recipe has {", ".join(RESERVED)} and a group per stage.')
         kind = config[name].get("stage")
         if not isinstance(kind, str) or kind not in stages.STAGES or kind == "recipe":
             valid = ", ".join(other for other in stages.STAGES if other != "recipe")

@@ -16,7 +16,7 @@ e2h recipe --config=configs/quickstart.py --workdir="$workdir" "$@"
 
 echo
 echo "Everything is in $workdir (of $PWD):"
-for name in table.md curves.png results.json; do
+for name in report.html table.md curves.png results.json; do
     if [ -e "$workdir/$name" ]; then echo "  $workdir/$name"; fi
 done
 echo "  tensorboard --logdir $workdir       the training curves (pip install tensorboard)"

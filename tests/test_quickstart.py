@@ -94,6 +94,7 @@ def test_results_hold_what_the_design_demands(finished):
 def test_the_published_files_are_those_of_the_last_stage(finished):
     for name in ("results.json", "table.md", "curves.png"):
         assert (finished / name).read_bytes() == (finished / "evaluate" / name).read_bytes()
+    assert (finished / "report.html").stat().st_size > 100_000
     assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
     table = (finished / "table.md").read_text()
     assert all(word in table for word in ("majority", "prm", "orm", "oprm", "pass"))

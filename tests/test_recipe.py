@@ -163,7 +163,10 @@ def group(**fields):
             lambda: {"third": group(levels=("a",))},
             "the field \"config.third.levels\" is ('a',), which is not a tuple of whole numbers.",
         ),
-        (lambda: {"sed": 3}, 'there is no field "config.sed"; a recipe has stages, publish, seed and a group per stage.'),
+        (
+            lambda: {"sed": 3},
+            'there is no field "config.sed"; a recipe has stages, publish, report, seed and a group per stage.',
+        ),
         (
             lambda: {"first": group(source="{run}/third/x")},
             'the stage "first" reads {run}/third, which is not there before it; change "config.stages".',

@@ -177,10 +177,10 @@ def quality_rows(
             row["steps"] = {}
             for group, (mask, _) in groups.main.items():
                 pairs = [
-                    (generator.step_scores[evaluator][problem][index], labels[problem_ids[problem], sample])
+                    (generator.step_scores[evaluator][problem][index], labels[problem_ids[problem], sample["sample"]])
                     for problem in np.flatnonzero(mask)
                     for index, sample in enumerate(generator.samples[problem])
-                    if (problem_ids[problem], sample) in labels
+                    if (problem_ids[problem], sample["sample"]) in labels
                 ]
                 row["steps"][group] = quality.step_quality([given for given, _ in pairs], [true for _, true in pairs])
         rows.append(row)

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from e2h_jax.data.storage import write_json
 from e2h_jax.errors import UserError, nearest
-from e2h_jax.evaluation import comparison, curves, inputs, tables
+from e2h_jax.evaluation import comparison, curves, inputs, paper, tables
 from e2h_jax.evaluation.voting import AGGREGATIONS
 from e2h_jax.grading import RULES
 
@@ -45,6 +45,8 @@ def defaults() -> ConfigDict:
     config.labelled = ""  # step labels of the samples (fields problem_id, sample), to measure step accuracy; "" = none
     # Pairs of generators, ("ppo", "sft"): how much better the first one's greedy solutions are, problem by problem.
     config.compare = ()
+    # Evaluator -> the paper's curve that this run reproduces, "prm800k SFT-7b + OPRM-7b" say, drawn beside it by `e2h show`.
+    config.paper = ConfigDict()
     config.max_samples = 0  # use the first so many samples of each problem; 0 = all
     config.bootstrap = 2000  # resamples of the problems for the 95 % intervals
     config.seed = 0  # of the resamples and of the random subsets of samples
@@ -67,7 +69,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict:
         inputs.read_generator(name, paths, problems, config.max_samples, config.rules)
         for name, paths in config.generators.items()
     ]
-    labels = inputs.read_labels(config.labelled, generators, problems) if config.labelled else {}
+    labels = inputs.read_labels(config.labelled, generators) if config.labelled else {}
     groups = comparison.Groups(
         [problem["level"] for problem in problems],
         config.easy_levels,
@@ -93,6 +95,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict:
         "undecided": sum(generator.counts["undecided"] for generator in generators),
         "graded": {generator.name: generator.counts for generator in generators},
         "seconds": inputs.read_seconds(config.seconds_from),
+        "paper": dict(config.paper),
     }
     if groups.subjects:
         shown = {id(row) for row in tables.headline(rows, adopted)}
@@ -134,6 +137,7 @@ def _check(config: ConfigDict) -> None:
             if name not in config.generators or not config.generators[name].get("greedy"):
                 remedy = nearest(name, config.generators) or " with greedy samples in config.generators"
                 raise UserError(f'config.compare: there is no generator "{name}"{remedy}.')
+    paper.check(config.paper)
     if config.bootstrap < 100:
         raise UserError(f"config.bootstrap is {config.bootstrap}; an interval needs 100 resamples, better 2000.")
     if config.max_samples < 0:

@@ -30,7 +30,8 @@ class Generator:
     correct: np.ndarray | None  # bool [P, N]; None without samples
     answers: np.ndarray | None  # int [P, N]: number of the answer within its problem, -1 for a sample without one
     logprob: np.ndarray | None  # float [P, N]; None unless every sample has one
-    samples: list[list[int]]  # [P][N]: the `sample` field of each record
+    samples: list[list[dict]]  # [P][N]: the sample records, each with its `answer` (None: it has none) and its `verdict`
+    greedy_samples: list[dict]  # [P]: the same of the greedy solutions; [] without
     step_scores: dict[str, list[list[list[float]]]] = field(default_factory=dict)  # evaluator -> [P][N][steps]
     counts: dict[str, int] = field(default_factory=dict)  # graded, undecided, no_answer, unfinished
 
@@ -76,9 +77,10 @@ def read_generator(
     counts = {"graded": 0, "undecided": 0, "no_answer": 0, "unfinished": 0}
     greedy = correct = answers = logprob = None
     samples: list[list[dict]] = []
+    drawn: list[list[dict]] = []
     if greedy_path:
-        verdicts, _ = _grade(problems, _group(greedy_path, problems, 1), counts, rules, f"grading {name} greedy")
-        greedy = verdicts[:, 0]
+        drawn = _group(greedy_path, problems, 1)
+        greedy = _grade(problems, drawn, counts, rules, f"grading {name} greedy")[0][:, 0]
     if samples_path:
         samples = _group(samples_path, problems, max_samples)
         correct, answers = _grade(problems, samples, counts, rules, f"grading {name} samples")
@@ -88,8 +90,8 @@ def read_generator(
     step_scores = {
         evaluator: _scores(path, samples_path, problems, samples) for evaluator, path in sorted(scored_paths.items())
     }
-    numbers = [[sample["sample"] for sample in row] for row in samples]
-    return Generator(name, greedy, correct, answers, logprob, numbers, step_scores, counts)
+    greedy_samples = [row[0] for row in drawn]
+    return Generator(name, greedy, correct, answers, logprob, samples, greedy_samples, step_scores, counts)
 
 
 def _check_paths(where: str, paths: ConfigDict) -> None:
@@ -131,7 +133,7 @@ def _group(path: str, problems: Sequence[dict], max_samples: int) -> list[list[d
 def _grade(
     problems: Sequence[dict], samples: Sequence[Sequence[dict]], counts: dict[str, int], rules: str, title: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns verdicts bool [P, N] and answer numbers int [P, N]; adds to `counts`."""
+    """Returns verdicts bool [P, N] and answer numbers int [P, N]; adds to `counts`, to every sample its answer and verdict."""
     correct = np.zeros((len(problems), len(samples[0])), dtype=bool)
     answers = np.full(correct.shape, -1)
     console = Console()
@@ -144,6 +146,7 @@ def _grade(
             answers[row] = group_answers(given, rules)
             for column, (sample, answer) in enumerate(zip(drawn, given, strict=True)):
                 verdict = grade(answer, problem["answer"], rules)
+                sample |= {"answer": answer, "verdict": verdict}
                 correct[row, column] = verdict == "correct"
                 counts["undecided"] += verdict == "undecided"
                 counts["no_answer"] += answer is None
@@ -175,7 +178,7 @@ def _scores(path: str, samples_path: str, problems: Sequence[dict], samples: lis
 
 
 def read_labels(
-    path: str, generators: Sequence[Generator], problems: Sequence[dict]
+    path: str, generators: Sequence[Generator]
 ) -> dict[str, dict[tuple[str, int], list[float | None]]]:
     """Returns step labels of samples: generator -> (problem_id, sample) -> labels.
 
@@ -183,9 +186,7 @@ def read_labels(
     generator of the config has scores.
     """
     sampled = {
-        generator.name: {
-            (problem["id"], number) for problem, numbers in zip(problems, generator.samples, strict=True) for number in numbers
-        }
+        generator.name: {(sample["problem_id"], sample["sample"]) for drawn in generator.samples for sample in drawn}
         for generator in generators
         if generator.step_scores
     }

@@ -1,0 +1,116 @@
+"""From a finished `evaluate` folder to what the page shows of it: tables, judgements, and every problem with its solutions."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from e2h_jax.errors import UserError
+from e2h_jax.evaluation import inputs, paper
+from e2h_jax.evaluation.inputs import Generator
+from e2h_jax.evaluation.report import decisions
+from e2h_jax.evaluation.report.folders import Folder
+from e2h_jax.evaluation.report.judgement import judgements
+from e2h_jax.evaluation.report.solutions import solutions_of
+from e2h_jax.evaluation.tables import headline_at_all_sizes, label
+
+
+@dataclass
+class Evaluation:
+    """One evaluation. What is left out of the page for its size is left out of `kept_samples` and `kept_problems` alone."""
+
+    summary: dict  # what the figures and tables need
+    index: dict  # of every problem what the filters need; {} without problems
+    problems: list[dict] = field(default_factory=list)
+    generators: list[Generator] = field(default_factory=list)
+    greedy_answers: dict[str, list[int]] = field(default_factory=dict)
+    kept_samples: int = 0
+    kept_problems: int = 0
+
+    def detail(self, number: int) -> dict:
+        """The reference solution of a problem, and its solutions by each generator, `kept_samples` of them at most."""
+        solutions = {}
+        for generator in self.generators:
+            greedy_answer = self.greedy_answers[generator.name][number] if generator.greedy_samples else -1
+            solutions[generator.name] = solutions_of(generator, number, greedy_answer, self.kept_samples)
+        return {"solution": self.problems[number]["solution"], "generators": solutions}
+
+
+def read(folder: Folder) -> Evaluation:
+    """Reads results.json, and grades the samples anew, for it does not hold them."""
+    results = json.loads((folder.path / "results.json").read_text(encoding="utf-8"))
+    config = ConfigDict(folder.config)
+    adopted = dict(config.headline)
+    summary = {
+        "run": folder.run,
+        "name": folder.name,
+        "adopted": adopted,
+        "rows": [row | {"label": label(row)} for row in _shown(results["rows"], adopted)],
+        "paired": _shown(results["paired"], adopted),
+        **{name: results[name] for name in ("compared", "quality", "graded", "seconds")},
+        "subjects": [row | {"label": label(row)} for row in results.get("subjects", [])],
+        "paper": paper.curves(results.get("paper", {})),
+        "judged": [],
+        "note": "",
+    }
+    try:
+        problems = inputs.read_problems(config.problems)
+        generators = [
+            inputs.read_generator(name, paths, problems, config.max_samples, config.rules)
+            for name, paths in config.generators.items()
+        ]
+        labels = inputs.read_labels(config.labelled, generators) if config.labelled else {}
+    except UserError as error:
+        summary["note"] = f"The problems and their solutions are left out: {error}"
+        return Evaluation(summary, {})
+    levels = [problem["level"] for problem in problems]
+    groups = {
+        "easy": np.isin(np.array(levels, dtype=object), list(config.easy_levels)),
+        "hard": np.isin(np.array(levels, dtype=object), list(config.hard_levels)),
+        "all": np.ones(len(levels), dtype=bool),
+    }
+    for generator in generators:
+        if generator.correct is not None:
+            wanted = dict.fromkeys([*adopted.values(), "last"])
+            summary["judged"] += judgements(generator, list(wanted), labels.get(generator.name, {}), groups)
+    return _with_problems(Evaluation(summary, {}, problems, generators), adopted)
+
+
+def _shown(rows: Sequence[dict], adopted: dict[str, str]) -> list[dict]:
+    """The adopted aggregations at every N, and all of them at the largest."""
+    largest = {row["generator"]: max(r["n"] for r in rows if r["generator"] == row["generator"]) for row in rows}
+    adopted_ids = {id(row) for row in headline_at_all_sizes(rows, adopted)}
+    return [row for row in rows if id(row) in adopted_ids or row["n"] == largest[row["generator"]]]
+
+
+def _with_problems(evaluation: Evaluation, adopted: dict[str, str]) -> Evaluation:
+    """Fills in the index: question, level and subject of each problem, and what every decision came to."""
+    problems = evaluation.problems
+    index: dict = {name: [problem[name] for problem in problems] for name in ("id", "question", "answer", "level", "subject")}
+    index["generators"] = {}
+    for generator in evaluation.generators:
+        known = decisions.answers(generator) if generator.correct is not None else []
+        made = decisions.decide(generator, adopted)
+        if generator.greedy is not None:
+            made.insert(0, decisions.greedy_decision(generator, known))
+            evaluation.greedy_answers[generator.name] = made[0].winner
+        index["generators"][generator.name] = {
+            "samples": 0 if generator.correct is None else generator.correct.shape[1],
+            "right": [] if generator.correct is None else generator.correct.sum(axis=1).tolist(),
+            "evaluators": list(generator.step_scores),
+            "answers": [[[a["text"], round(a["right"], 4), a["votes"]] for a in row] for row in known],
+            "decisions": [
+                {
+                    **{name: getattr(decision, name) for name in ("key", "label", "decoding", "evaluator", "winner")},
+                    "accuracy": [round(value, 4) for value in decision.accuracy],
+                    "totals": [[float(f"{value:.4g}") for value in row] for row in decision.totals],
+                }
+                for decision in made
+            ],
+        }
+        if generator.correct is not None:
+            evaluation.kept_samples = max(evaluation.kept_samples, generator.correct.shape[1])
+    evaluation.index, evaluation.kept_problems = index, len(problems)
+    return evaluation

@@ -1,0 +1,3 @@
+from report_run import run_folder
+
+__all__ = ["run_folder"]
