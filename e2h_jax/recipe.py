@@ -86,7 +86,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     _publish(config, workdir)
     # A recipe run in part may have nothing to show yet.
-    if config.report and stages.process_index() == 0 and {_stage_of(config, name)[0] for name in config.stages} & set(SHOWN):
+    if config.report and hosts.process_index() == 0 and {_stage_of(config, name)[0] for name in config.stages} & set(SHOWN):
         from e2h_jax.evaluation.report import show  # not at the top: a mistake in the config is told half a second sooner
 
         console.print(f"report: {show.write([workdir])}")
