@@ -11,6 +11,7 @@ A moment is when a random share of the undisturbed run's metrics and records is 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -108,8 +109,13 @@ def start(stage: str, arguments: list[str], workdir: Path) -> subprocess.Popen:
 
 def progress(workdir: Path) -> int:
     """Bytes of metrics and records so far."""
-    paths = [path for name in ("*metrics.jsonl", "*-of-*.jsonl") for path in workdir.rglob(name)]
-    return sum(path.stat().st_size for path in paths if path.exists())
+    written = 0
+    for folder, _, names in os.walk(workdir):  # checkpoints come and go under it
+        for name in names:
+            if name.endswith("metrics.jsonl") or "-of-" in name:
+                with contextlib.suppress(FileNotFoundError):
+                    written += (Path(folder) / name).stat().st_size
+    return written
 
 
 def run(stage: str, arguments: list[str], workdir: Path) -> float:

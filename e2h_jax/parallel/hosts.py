@@ -4,6 +4,7 @@ JAX is imported only where a job is joined, so that stages without it can ask fo
 """
 
 import ctypes
+import functools
 import glob
 import importlib.util
 import os
@@ -106,11 +107,17 @@ def _tpu_workers() -> int:
     for name in ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES"):
         if name in os.environ:
             return len(os.environ[name].split(","))
-    if not _has_tpu_chips() or "TPU_SKIP_MDS_QUERY" in os.environ:
-        return 1
+    return _cloud_tpu_workers() if _has_tpu_chips() and "TPU_SKIP_MDS_QUERY" not in os.environ else 1
+
+
+@functools.cache
+def _cloud_tpu_workers() -> int:
     from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster  # JAX has no public way to ask without joining
 
-    return GceTpuCluster.get_process_count() if GceTpuCluster.is_env_present() else 1
+    try:
+        return GceTpuCluster.get_process_count() if GceTpuCluster.is_env_present() else 1
+    except OSError:  # a TPU that is not Google's cloud's has no metadata server
+        return 1
 
 
 def _has_tpu_chips() -> bool:

@@ -105,6 +105,7 @@ def test_a_cloud_tpu_vm_needs_nothing_set(started, monkeypatch, endpoints, argum
     workers = ",".join(f"unused:{i}:10.0.0.{i + 1}" for i in range(endpoints))
     monkeypatch.setitem(Metadata.answers, "worker-network-endpoints", workers)
     monkeypatch.setattr(hosts, "_has_tpu_chips", lambda: True)
+    hosts._cloud_tpu_workers.cache_clear()
     monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
     with http.server.ThreadingHTTPServer(("localhost", 0), Metadata) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -112,6 +113,7 @@ def test_a_cloud_tpu_vm_needs_nothing_set(started, monkeypatch, endpoints, argum
         assert started({"GCE_METADATA_IP": f"localhost:{server.server_port}"}) == arguments
         assert hosts.process_index() == index
         server.shutdown()
+    hosts._cloud_tpu_workers.cache_clear()
 
 
 def test_an_incomplete_environment_is_one_sentence(monkeypatch):
