@@ -233,10 +233,8 @@ def _reference(
     folder: Path,
 ) -> dict:
     """Writes `folder/logprobs.npy`: those of all examples, one behind the other."""
-    mesh, dtype = make_mesh(config.mesh), config.reference_dtype or store.load_config(Path(model))[1].dtype
-    graph, _, params = store.load(
-        Path(model), mesh, "policy", dtype=dtype, param_dtype=dtype, quantize=config.reference_quantize
-    )
+    mesh = make_mesh(config.mesh)
+    graph, _, params = store.load_frozen(Path(model), mesh, "policy", config.reference_dtype, config.reference_quantize)
     shards = axis_size(mesh, "batch")
     rows = max(1, train_config.batch_size // train_config.microbatches // shards) * shards
     logprobs = np.concatenate(reference_logprobs(graph, params, mesh, examples, train_config.length, rows))

@@ -139,6 +139,14 @@ def load(
     return graph, config, params
 
 
+def load_frozen(
+    folder: Path | Described, mesh: Mesh, kind: str, dtype: str = "", quantize: str = ""
+) -> tuple[nnx.GraphDef, LlamaConfig, nnx.State]:
+    """Loads a model that is not trained, its matrices in the dtype that it computes in ("" = the model's own)."""
+    dtype = dtype or load_config(folder)[1].dtype
+    return load(folder, mesh, kind, dtype=dtype, param_dtype=dtype, quantize=quantize)
+
+
 def _describe(
     kind: str, config: LlamaConfig, mesh: Mesh, param_dtype: str, quantize: str
 ) -> tuple[nnx.GraphDef, LlamaConfig, nnx.State]:

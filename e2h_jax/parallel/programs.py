@@ -14,6 +14,8 @@ from jax.sharding import Mesh
 
 from e2h_jax.errors import UserError
 
+KINDS = ("parameters", "optimiser", "gradients", "cache")
+
 
 class Unit(NamedTuple):
     """What a stage's time is counted in."""
@@ -31,10 +33,10 @@ class Program:
       name: "train step", "decode".
       function: what `jax.jit` returned, or a `functools.partial` of it.
       arguments: arrays or shapes, as it will be called with.
-      held: {kind: trees} of all that outlives the call, its arguments among them: "parameters", "optimiser", "gradients", "cache".
+      held: {kind: trees} of all that outlives the call, its arguments among them; kinds are those of `KINDS`.
       unit, runs: how often it runs in one unit of the stage's work.
       loops: iterations of the loops whose number only the run knows, the outermost first.
-      least_seconds: of one run, by a formula that knows more than the compiler's text: `f(flops, bandwidth)` of a device.
+      work: operations and bytes of one device in a run, by a formula that knows more than the compiled text.
     """
 
     name: str
@@ -45,7 +47,7 @@ class Program:
     unit: Unit
     runs: float = 1.0
     loops: tuple[int, ...] = ()
-    least_seconds: Callable[[float, float], float] | None = None
+    work: tuple[float, float] | None = None
 
     def trace(self) -> jax.stages.Traced:
         """The program before it is lowered."""

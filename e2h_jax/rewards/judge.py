@@ -205,9 +205,7 @@ class _RewardModel:
         dtype = config.dtype or stored.dtype
         with naming("config.reward."):
             store.check(dtype, config.quantize)
-        graph, _, params = store.load(
-            Path(config.model), mesh, "reward", dtype=dtype, param_dtype=dtype, quantize=config.quantize
-        )
+        graph, _, params = store.load_frozen(Path(config.model), mesh, "reward", dtype, config.quantize)
         self._scorer = Scorer(graph, params, mesh)
         self._row_length = config.row_length or stored.max_length
         self._packing = {"tokens_per_batch": config.tokens_per_batch, "shards": axis_size(mesh, "batch"), "granularity": 1}
