@@ -29,7 +29,9 @@ from e2h_jax.errors import UserError, nearest
 USAGE = "e2h <stage> --config=FILE.py [--config.field=value …] --workdir=DIR"
 
 # Commands that are no stages: modules with a docstring, which is their help, and `main(arguments) -> exit code`.
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "plan": "e2h_jax.planning.command",
+}
 
 
 class Command(NamedTuple):
