@@ -73,7 +73,7 @@ def changed(plan: Planned, change: Change) -> Planned:
 
 
 def _hopeful(program: Program, old: Estimate, change: Change) -> bool:
-    """Whether the program may fit: what it holds is known without compiling, temporary memory goes with the size of the work."""
+    """Whether the program may fit: what it holds is known without compiling, and temporary memory goes with the work."""
     kinds, arguments = held(program)
     return old.limit is None or sum(kinds.values()) + arguments + old.memory["temporary"] * change.scale <= old.limit
 
@@ -105,9 +105,8 @@ def _smaller(plan: Planned, topology: Topology) -> Iterator[Change]:
     if (prefix := _TRAINING.get(plan.stage)) is not None and plan.stage != "ppo":
         name, batch = f"{prefix}microbatches", _get(plan, f"{prefix}batch_size")
         parts = _get(plan, name)
-        yield from (
-            Change({name: parts * factor}, topology, 1 / factor) for factor in (2, 4, 8, 16, 32) if batch % (parts * factor) == 0
-        )
+        factors = (factor for factor in (2, 4, 8, 16, 32) if batch % (parts * factor) == 0)
+        yield from (Change({name: parts * factor}, topology, 1 / factor) for factor in factors)
     halved = [f"{_SAMPLING[plan.stage]}rows"] if plan.stage in _SAMPLING else []
     halved += [f"{_SCORING[plan.stage]}tokens_per_batch"] if plan.stage in _SCORING else []
     halved += ["update_rows", "forward_rows"] if plan.stage == "ppo" else []

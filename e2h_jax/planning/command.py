@@ -53,7 +53,9 @@ def main(arguments: Sequence[str]) -> int:
 def parse(arguments: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
     """The flags, and the assignments to the config; UserError for a flag that there is not."""
     overrides = [argument.split(".", 1)[1] for argument in arguments if re.match(r"--?config\.", argument)]
-    rest = [argument for argument in arguments if not re.match(r"--?config\.", argument)]
+    # --prompt-tokens is --prompt_tokens, too.
+    rest = [re.sub(r"^--[\w-]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), argument) for argument in arguments]
+    rest = [argument for argument in rest if not re.match(r"--?config\.", argument)]
     values = flags.FlagValues()
     flags.DEFINE_string("config", "", "", flag_values=values)
     flags.DEFINE_list("topology", [], "", flag_values=values)
@@ -66,7 +68,7 @@ def parse(arguments: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
     flags.DEFINE_bool("json", False, "", flag_values=values)
     names = list(values)
     try:
-        words = values(["e2h plan", *(re.sub(r"^--[\w-]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), r) for r in rest)])
+        words = values(["e2h plan", *rest])
     except flags.UnrecognizedFlagError as error:
         close = nearest(error.flagname, names)
         raise UserError(f'there is no flag "--{error.flagname}"{close}; see e2h plan --help') from None

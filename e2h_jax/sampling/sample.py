@@ -185,7 +185,7 @@ def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) ->
     described = assumed.model(config.model)
     graph, model_config, params = store.load_frozen(described, mesh, "policy", config.dtype, config.quantize)
     unit = Unit("1M sampled tokens", 1e6)
-    drawing = describe(config, graph, model_config, params, mesh, assumed)
+    drawing = describe(config, graph, model_config, params, mesh, assumed, model_config.max_length)
     first = {"parameters": params, "cache": drawing.description.prompts}  # the stacked parameters go when all is compiled
     yield Program("load", *drawing.description.load, mesh, first, unit, runs=0)
     yield from drawing.programs({}, unit, unit.tokens)
@@ -219,11 +219,20 @@ def describe(
     params: nnx.State,
     mesh: Mesh,
     assumed: Assumed,
+    positions: int,
+    beside: Kernel | None = None,
 ) -> Drawing:
-    """The kernel of `make_kernel` for the longest prompt that is assumed; `params` are shapes."""
-    why = f"config.max_new_tokens={config.max_new_tokens} of {model_config.max_length} positions"
-    prompt = assumed.prompt(model_config.max_length - config.max_new_tokens, why)
+    """The kernel of `make_kernel` for the longest prompt that is assumed; `params` are shapes.
+
+    Args:
+      positions: that prompt and solution may take together.
+      beside: another kernel, whose weights it uses.
+    """
+    why = f"config.max_new_tokens={config.max_new_tokens} of {positions} positions"
+    prompt = assumed.prompt(positions - config.max_new_tokens, why)
     kernel = make_kernel(config, graph, model_config, params, mesh, ASSUMED_END, prompt)
+    if beside is not None:
+        kernel.adopt(beside)
     solution = assumed.solution(config.max_new_tokens)
     return Drawing(kernel, kernel.describe(params, prompt), config.samples, prompt, solution)
 

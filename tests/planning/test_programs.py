@@ -1,0 +1,29 @@
+"""The programs of every stage, planned for eight simulated devices."""
+
+import pytest
+
+from e2h_jax.planning.estimate import estimates
+
+DRAWING = ["prefill", "decode"]
+FORWARD = ["policy forward", "reference forward", "value forward"]
+UPDATES = [f"{model} {what}" for model in ("policy", "value") for what in ("gradient", "update")]
+EXPECTED = {
+    "sft": ["train step"],
+    "reward": ["train step"],
+    "sample": ["load", *DRAWING],
+    "score": ["score"],
+    "rest_em": [*[f"sample: {name}" for name in ("load", *DRAWING)], "score: score", "train: train step"],
+    "dpo": [
+        *[f"sample: {name}" for name in ("load", *DRAWING)],
+        *["score: score", "reference: forward", "train: train step"],
+    ],
+    "ppo": ["load", *DRAWING, *[f"validation: {name}" for name in DRAWING], "judge", *FORWARD, *UPDATES],
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_every_program_of_a_stage_compiles_and_is_counted(name, plan_of, assumed, topology, compiler):
+    found = estimates(plan_of(name), topology, assumed, compiler)
+    assert [one.program for one in found] == EXPECTED[name]
+    assert all(one.fits and one.memory["parameters"] > 0 for one in found)
+    assert all(one.flops > 0 for one in found if one.program.split(": ")[-1] != "load" and "update" not in one.program)
