@@ -10,7 +10,7 @@ from e2h_jax.planning.compiling import Compiler
 from e2h_jax.planning.stages import Planned
 from e2h_jax.planning.topologies import parse
 
-TINY = LlamaConfig(64, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=64, max_length=256)
+TINY = LlamaConfig(64, width=32, layers=1, heads=4, kv_heads=2, head_dim=8, mlp_width=64, max_length=256)
 
 
 @pytest.fixture
