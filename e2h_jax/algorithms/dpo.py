@@ -284,7 +284,7 @@ def make_loss(config: ml_collections.ConfigDict, graph: nnx.GraphDef, most: int)
 
 
 def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) -> Iterator[Program]:
-    """The programs that `run` compiles, see parallel/programs.py. A part begins when the one before it holds nothing any more."""
+    """The programs that `run` compiles, see parallel/programs.py. A part holds nothing any more when the next begins."""
     yield from rounds.programs(config, mesh, assumed)
     train_config = complete(config.train, seed=config.seed, mesh=config.mesh, init=config.init)
     with naming("config.train.", outside=("mesh", "init")):

@@ -84,7 +84,7 @@ def _training(config: ml_collections.ConfigDict, base: str, seed: int, data: str
 
 
 def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) -> Iterator[Program]:
-    """The programs that `run` compiles, see parallel/programs.py. A part begins when the one before it holds nothing any more."""
+    """The programs that `run` compiles, see parallel/programs.py. A part holds nothing any more when the next begins."""
     yield from rounds.programs(config, mesh, assumed)
     train = _training(config, config.base or config.init, config.seed, "")
     with naming("config.train.", outside=("mesh", "init")):

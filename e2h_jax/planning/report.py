@@ -109,7 +109,8 @@ def show(report: Report, console: Console) -> None:
         total = f"{one.total / GIB:.2f}" + ("" if one.fits else " [red]!")
         traffic = ["–", "–"] if one.refused else [f"{size / 1e9:.3g}" for size in (one.moved, one.sent)]
         seconds = f"{one.time:.3g}" if one.time is not None else "–"
-        table.add_row(one.program, *memory, total, f"{one.flops / 1e12:.3g}", *traffic, seconds, one.limited_by, f"{one.compile_seconds:.0f} s")
+        rates = [f"{one.flops / 1e12:.3g}", *traffic, seconds, one.limited_by]
+        table.add_row(one.program, *memory, total, *rates, f"{one.compile_seconds:.0f} s")
     console.print(table)
     console.print(_verdict(report, limit))
     for entry in report.work():

@@ -12,7 +12,6 @@ from e2h_jax.planning import flops, traffic
 from e2h_jax.planning.hlo import Module
 
 
-
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_operations_of_a_training_step_are_those_of_a_calculation_by_hand(remat, plan_of, assumed, topology):
     c = LlamaConfig(64, width=32, layers=3, heads=4, kv_heads=2, head_dim=8, mlp_width=64, remat=remat)
