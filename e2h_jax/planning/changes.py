@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from e2h_jax.errors import UserError
 from e2h_jax.parallel.programs import Assumed, Program
 from e2h_jax.planning.compiling import Compiler
-from e2h_jax.planning.estimate import Estimate, estimate, held
+from e2h_jax.planning.estimate import Estimate, estimate, held, programs_of
 from e2h_jax.planning.stages import Planned
 from e2h_jax.planning.topologies import Topology
 
@@ -43,8 +43,10 @@ def nearest_fit(
     tried = 0
     for change in changes(plan, topology):
         try:
-            programs = list(changed(plan, change).programs(change.topology, assumed))
+            programs, refused = programs_of(changed(plan, change), change.topology, assumed)
         except UserError:  # of a mesh, say, that does not divide the model
+            continue
+        if refused:
             continue
         by_name = {program.name: program for program in programs}
         failing = [(by_name[old.program], old) for old in found if not old.fits and old.program in by_name]

@@ -1,12 +1,13 @@
 """From a program to its needs: memory by kind, operations, bytes, and the least time that the chip's limits allow."""
 
 import dataclasses
-from typing import Any
+
+import jax
 
 from e2h_jax.parallel.devices import CHIPS, PUBLISHED
-from e2h_jax.parallel.programs import KINDS, Assumed, Program
+from e2h_jax.parallel.programs import KINDS, Assumed, Program, Unit
 from e2h_jax.planning import flops
-from e2h_jax.planning.compiling import Compiler, held_bytes
+from e2h_jax.planning.compiling import Compiler, held_bytes, refusal
 from e2h_jax.planning.stages import Planned
 from e2h_jax.planning.topologies import Topology
 
@@ -35,7 +36,7 @@ class Estimate:
     seconds: dict[str, float]
     compile_seconds: float
     refused: bool  # the compiler would not make it: `temporary` is what it asked for
-    unit: Any
+    unit: Unit
     runs: float
 
     @property
@@ -103,6 +104,21 @@ def estimate(program: Program, topology: Topology, compile_: Compiler) -> Estima
     )
 
 
+def programs_of(plan: Planned, topology: Topology, assumed: Assumed) -> tuple[list[Program], list[Estimate]]:
+    """The programs of a stage; and where there is not even room for the weights and caches that they share, what those want."""
+    programs: list[Program] = []
+    try:
+        for program in plan.programs(topology, assumed):
+            programs.append(program)
+    except jax.errors.JaxRuntimeError as error:
+        wanted = refusal(str(error)).wanted
+        memory = dict.fromkeys((*KINDS, "other"), 0.0) | {"temporary": wanted}
+        limit = CHIPS[topology.devices()[0].device_kind].memory
+        return programs, [Estimate("weights and caches", memory, limit, 0, 0, 0, {}, {}, 0, True, Unit("", 0), 0)]
+    return programs, []
+
+
 def estimates(plan: Planned, topology: Topology, assumed: Assumed, compile_: Compiler) -> list[Estimate]:
     """Those of all programs of a stage."""
-    return [estimate(program, topology, compile_) for program in plan.programs(topology, assumed)]
+    programs, refused = programs_of(plan, topology, assumed)
+    return [*(estimate(program, topology, compile_) for program in programs), *refused]

@@ -11,10 +11,10 @@ from rich.console import Console
 from e2h_jax import config as configs
 from e2h_jax.errors import UserError
 from e2h_jax.models.presets import get_preset
-from e2h_jax.parallel.programs import Assumed
+from e2h_jax.parallel.programs import Assumed, Program
 from e2h_jax.planning import changes, report, stages
 from e2h_jax.planning.compiling import Compiler
-from e2h_jax.planning.estimate import estimate
+from e2h_jax.planning.estimate import Estimate, estimate, programs_of
 from e2h_jax.planning.models import Models
 from e2h_jax.planning.report import Report
 from e2h_jax.planning.topologies import Topology
@@ -36,12 +36,12 @@ def run(asked: Any, overrides: Sequence[str], topologies: Sequence[Topology]) ->
     work = [(plan, topology, _programs(plan, topology, assumed)) for topology in topologies for plan in plans]
     console = Console(width=max(Console().width, 170))
     reports = []
-    for plan, topology, programs in work:
-        found = [estimate(program, topology, compiler) for program in programs]
+    for plan, topology, (programs, refused) in work:
+        found = [*(estimate(program, topology, compiler) for program in programs), *refused]
         change = None
         if asked.suggest and not all(one.fits for one in found):
             change, _ = changes.nearest_fit(plan, topology, found, assumed, compiler) or (None, None)
-        reports.append(Report(plan, topology, programs[0].mesh.devices.size, found, change))
+        reports.append(Report(plan, topology, len(topology.devices()), found, change))
         if not asked.json:
             report.show(reports[-1], console)
     if asked.json:
@@ -53,8 +53,8 @@ def run(asked: Any, overrides: Sequence[str], topologies: Sequence[Topology]) ->
     return 0 if all(one.fits for one in reports) else DOES_NOT_FIT
 
 
-def _programs(plan: stages.Planned, topology: Topology, assumed: Assumed) -> list:
+def _programs(plan: stages.Planned, topology: Topology, assumed: Assumed) -> tuple[list[Program], list[Estimate]]:
     try:
-        return list(plan.programs(topology, assumed))
+        return programs_of(plan, topology, assumed)
     except UserError as error:
         raise UserError(f"{plan.name} on {topology.name}: {error}") from None

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 
+import jax
 import pytest
 
 from e2h_jax import config as configs
@@ -120,6 +121,16 @@ def test_nothing_is_suggested_where_nothing_helps(plan_of, assumed, topology, co
     found = estimates.estimates(plan, topology, assumed, compiler)
     assert not found[0].fits
     assert nearest_fit(plan, topology, found, assumed, compiler) is None
+
+
+def test_weights_that_do_not_fit_at_all_are_no_traceback(tiny, small_chip, monkeypatch, capsys):
+    def programs(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: … the total memory required for HLO temporaries (40.00G) exceeds")
+
+    small_chip(16 * 2**30)
+    monkeypatch.setattr("e2h_jax.algorithms.sft.programs", programs)
+    assert main(["plan", tiny, "--topology=cpu:8"]) == 3
+    assert "Does not fit: weights and caches needs 40.00 GiB of the 16.00" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
