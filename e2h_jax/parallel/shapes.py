@@ -19,6 +19,11 @@ def placed(shapes: Any, shardings: Any) -> Any:
     return jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, shardings)
 
 
+def shapes(tree: Any) -> Any:
+    """The shapes of a tree, each leaf an object of its own: what stands for two arrays must not be taken for one."""
+    return placed(tree, jax.tree.map(lambda leaf: leaf.sharding, tree))
+
+
 def made(function: Callable, shardings: Any, *arguments: Any, abstract: bool | None = None) -> Any:
     """What `function(*arguments)` returns, made in place in these shardings; its shapes if the arguments are `abstract`."""
     if is_abstract(arguments) if abstract is None else abstract:

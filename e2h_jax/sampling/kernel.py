@@ -21,7 +21,7 @@ from e2h_jax.models.attention import KeyValues
 from e2h_jax.models.cached_attention import LayerCache, chunk_sizes, decode, settle
 from e2h_jax.models.llama import LlamaConfig, unstack
 from e2h_jax.parallel.rules import axis_size, constrain
-from e2h_jax.parallel.shapes import is_abstract
+from e2h_jax.parallel.shapes import is_abstract, shapes
 from e2h_jax.sampling.choose import Settings, choose, row_keys, row_uniforms
 from e2h_jax.sampling.exchange import Log, Rows, Work
 
@@ -94,7 +94,7 @@ class Kernel:
         with jax.set_mesh(self.mesh):
             self._params = None  # the old ones make room
             if self.abstract:
-                self._params = _unstack.lower(params, self.config.dtype).compile().out_info
+                self._params = shapes(_unstack.lower(params, self.config.dtype).compile().out_info)
             else:
                 self._params = _unstack(params, self.config.dtype)
 
@@ -116,21 +116,21 @@ class Kernel:
                 self.programs["prefill", bucket] = program.lower(*arguments).compile()
                 chunks = len(chunk_sizes(self.prompt_bucket, bucket))
                 for pieces in range(1, len(self._suffix_sizes) + 1):
-                    program, arguments = self._decoding(chunks, pieces)
+                    program, arguments = self._decoding(chunks, self._suffix_chunks(pieces))
                     self.programs["decode", chunks, pieces] = program.lower(*arguments).compile()
 
     def describe(self, params: nnx.State, length: int) -> Description:
         """The largest programs for prompts up to this length and the caches, where `params` were shapes; see `Description`."""
-        bucket, pieces = self.bucket(length), len(self._suffix_sizes)
+        bucket = self.bucket(length)
         self._make_caches(bucket)
-        self._suffix = self._suffix_chunks(pieces)
+        suffix = self._suffix_chunks(len(self._suffix_sizes))
         return Description(
             (_unstack, (params, self.config.dtype)),
             self._prefilling(bucket),
-            self._decoding(len(chunk_sizes(self.prompt_bucket, bucket)), pieces),
+            self._decoding(len(chunk_sizes(self.prompt_bucket, bucket)), suffix),
             self._params,
             (self._prefix, self._rows, self._first_logits),
-            self._suffix,
+            suffix,
         )
 
     def _make_caches(self, bucket: int) -> None:
@@ -152,20 +152,19 @@ class Kernel:
         arguments = (self._params, place, self._first_logits, np.int32(0), ids, ids[:, 0], ids[:, 0])
         return jax.jit(self._prefill, donate_argnums=(1, 2)), arguments
 
-    def _decoding(self, chunks: int, pieces: int) -> tuple[jax.stages.Wrapped, tuple]:
-        """The program that decodes with so many chunks of prompts and pieces of suffixes, and what it is called with."""
+    def _decoding(self, chunks: int, suffix: list) -> tuple[jax.stages.Wrapped, tuple]:
+        """The program that decodes with so many chunks of prompts and these of suffixes, and what it is called with."""
         prefix = [place[:chunks] for place in self._prefix]
-        suffix, work = self._suffix_chunks(pieces), self.nothing_to_do()
-        arguments = (self._params, prefix, self._first_logits, suffix, self._rows, work, np.int32(0))
+        arguments = (self._params, prefix, self._first_logits, suffix, self._rows, self.nothing_to_do(), np.int32(0))
         return jax.jit(self._decode, donate_argnums=(3, 4)), arguments
 
     def _suffix_chunks(self, pieces: int) -> list:
         """Shapes of the first chunks of the suffix."""
-        return [self.programs["suffix", size].out_info for size in self._suffix_sizes[:pieces]]
+        return [shapes(self.programs["suffix", size].out_info) for size in self._suffix_sizes[:pieces]]
 
     def _run(self, program: jax.stages.Compiled):
         """What a program without inputs returns; only its shapes and shardings where the weights are abstract."""
-        return program.out_info if self.abstract else program()
+        return shapes(program.out_info) if self.abstract else program()
 
     def bucket(self, length: int) -> int:
         """The padded length of a prompt: a function of the prompt alone, so numerics are too."""

@@ -1,8 +1,9 @@
 """The programs of every stage, planned for eight simulated devices."""
 
+import jax
 import pytest
 
-from e2h_jax.planning.estimate import estimates
+from e2h_jax.planning.estimate import estimates, held
 
 DRAWING = ["prefill", "decode"]
 FORWARD = ["policy forward", "reference forward", "value forward"]
@@ -27,3 +28,14 @@ def test_every_program_of_a_stage_compiles_and_is_counted(name, plan_of, assumed
     assert [one.program for one in found] == EXPECTED[name]
     assert all(one.fits and one.memory["parameters"] > 0 for one in found)
     assert all(one.flops > 0 for one in found if one.program.split(": ")[-1] != "load" and "update" not in one.program)
+
+
+def test_what_a_program_takes_is_counted_once(plan_of, assumed, topology):
+    """All of a sampler's chunks, those of equal size too, and none of them both as cache and as another argument."""
+    plan = plan_of("sample", max_new_tokens=200)
+    (decode,) = (program for program in plan.programs(topology, assumed) if program.name == "decode")
+    kinds, arguments = held(decode)
+    with jax.set_mesh(decode.mesh):
+        compiled = decode.trace().lower().compile()
+    assert sum(kinds.values()) + arguments == pytest.approx(compiled.memory_analysis().argument_size_in_bytes, rel=0.02)
+    assert kinds["cache"] > 16 / 8 * 200 * 2 * 2 * 8 * 4  # keys and values of two heads, float32, of two rows a device
