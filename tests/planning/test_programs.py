@@ -39,3 +39,16 @@ def test_what_a_program_takes_is_counted_once(plan_of, assumed, topology):
         compiled = decode.trace().lower().compile()
     assert sum(kinds.values()) + arguments == pytest.approx(compiled.memory_analysis().argument_size_in_bytes, rel=0.02)
     assert kinds["cache"] > 16 / 8 * 200 * 2 * 2 * 8 * 4  # keys and values of two heads, float32, of two rows a device
+
+
+def test_ppo_with_lora_or_without_a_value_model_holds_less(plan_of, assumed, topology):
+    def programs(**fields):
+        found = list(plan_of("ppo", validation={"problems": ""}, **fields).programs(topology, assumed))
+        return [program.name for program in found], held(found[-1])[0]
+
+    _, whole = programs()
+    _, lora = programs(lora={"rank": 2})
+    assert lora["optimiser"] < 0.4 * whole["optimiser"]
+    assert lora["parameters"] < whole["parameters"]  # the reference policy is the base that the adapter lies on
+    names, rloo = programs(advantage="rloo", sample={"samples": 2})
+    assert not any("value" in name for name in names) and rloo["optimiser"] < 0.6 * whole["optimiser"]
