@@ -91,9 +91,12 @@ def changes(plan: Planned, topology: Topology) -> Iterator[Change]:
         together = Change({**together.fields, **strongest.fields}, topology, together.scale * strongest.scale)
         if len(together.fields) > 1:
             yield together
+    data, fsdp, tensor = plan.config.mesh
+    wider = {} if -1 in (data, fsdp, tensor) else {"mesh": (data, -1, tensor)}
     for larger in topology.larger()[:3]:
-        yield Change({}, larger, topology.chips / larger.chips)
-        yield together._replace(topology=larger, scale=together.scale * topology.chips / larger.chips)
+        yield Change(wider, larger, topology.chips / larger.chips)
+        fields = wider | together.fields
+        yield together._replace(fields=fields, topology=larger, scale=together.scale * topology.chips / larger.chips)
 
 
 def _remat(plan: Planned, topology: Topology) -> Iterator[Change]:
