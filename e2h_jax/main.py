@@ -34,6 +34,7 @@ USAGE = "e2h <stage> --config=FILE.py [--config.field=value …] --workdir=DIR"
 
 # Commands that are no stages: modules with a docstring, which is their help, and `main(arguments) -> exit code`.
 COMMANDS: dict[str, str] = {
+    "plan": "e2h_jax.planning.command",
     "show": "e2h_jax.evaluation.report.show",
     "try": "e2h_jax.interactive",
 }

@@ -63,13 +63,13 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     console = Console(highlight=False, markup=False)
     total = len(config.stages)
     for name in config.stages:
-        stages.check_folder(*_stage_of(config, name), workdir / name)
+        stages.check_folder(*stage_of(config, name), workdir / name)
     _check_inputs(config, workdir)
 
     began = time.perf_counter()
     metrics, seconds, ran = {}, {}, {}
     for number, name in enumerate(config.stages, start=1):
-        stage, stage_config = _stage_of(config, name)
+        stage, stage_config = stage_of(config, name)
         elapsed = _clock(time.perf_counter() - began)
         console.rule(f"[{number}/{total}] {name} ({stage}) · {elapsed} so far", align="left")
         ran[name] = not (workdir / name / "done.json").exists()
@@ -86,7 +86,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     _publish(config, workdir)
     # A recipe run in part may have nothing to show yet.
-    if config.report and hosts.process_index() == 0 and {_stage_of(config, name)[0] for name in config.stages} & set(SHOWN):
+    if config.report and hosts.process_index() == 0 and {stage_of(config, name)[0] for name in config.stages} & set(SHOWN):
         from e2h_jax.evaluation.report import show  # not at the top: a mistake in the config is told half a second sooner
 
         console.print(f"report: {show.write([workdir])}")
@@ -131,14 +131,14 @@ def check(config: ConfigDict) -> None:
         if not isinstance(kind, str) or kind not in stages.STAGES or kind == "recipe":
             valid = ", ".join(other for other in stages.STAGES if other != "recipe")
             raise UserError(f'"config.{name}.stage" is {kind!r}; it is one of {valid}.')
-        stage, stage_config = _stage_of(config, name)
+        stage, stage_config = stage_of(config, name)
         stages.check_config(stage, stage_config, f"config.{name}")
     for name in config.stages:
         _reads(config, name)
 
 
-def _stage_of(config: ConfigDict, name: str) -> tuple[str, ConfigDict]:
-    """Which stage `config.<name>` is, and its config without that field."""
+def stage_of(config: ConfigDict, name: str) -> tuple[str, ConfigDict]:
+    """Which stage `config.<name>` of a recipe is, and its config without that field."""
     stage_config = config[name].copy_and_resolve_references().unlock()
     stage = stage_config.stage
     del stage_config.stage

@@ -1,6 +1,8 @@
 """Policy, reference policy and value model of PPO on a mesh: their losses, and the programs that run them."""
 
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +18,11 @@ from e2h_jax.errors import UserError, naming
 from e2h_jax.models import lora, store
 from e2h_jax.models.attention import packed_causal
 from e2h_jax.parallel.checks import check_model, check_rows
+from e2h_jax.parallel.programs import Program, Unit
 from e2h_jax.parallel.rules import constrain
 from e2h_jax.training import optimizer as optimizers
 from e2h_jax.training.learner import Learner, to_device
+from e2h_jax.training.loop import Batch
 from e2h_jax.training.losses import token_logprobs
 
 
@@ -48,14 +52,41 @@ def value_loss(values, batch, config: ml_collections.ConfigDict):
     return config.value_coef * 0.5 * jnp.sum(batch["weights"] * losses), {}
 
 
-def check_mesh(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
-    """Raises UserError for a mesh that divides the rows or one of the models unevenly, before any is loaded."""
+def check_mesh(config: ml_collections.ConfigDict, mesh: Mesh, find: Callable = Path) -> None:
+    """Raises UserError for a mesh that divides the rows or one of the models unevenly, before any is loaded.
+
+    `find`: as of `Models`.
+    """
     check_rows(mesh, forward_rows=config.forward_rows, update_rows=config.update_rows)
     with naming("config.sample."):
         check_rows(mesh, rows=config.sample.rows)
     judge_model = config.reward.model if config.reward.process != "none" else ""
     for folder in filter(None, (config.init, judge_model, config.value_init)):
-        check_model(mesh, store.load_config(Path(folder))[1], folder)
+        check_model(mesh, store.load_config(find(folder))[1], folder)
+
+
+def value_source(config: ml_collections.ConfigDict) -> str:
+    """The model/ folder that the value model starts from."""
+    judge = config.reward.model if config.reward.process != "none" else ""
+    return config.value_init or judge or config.init
+
+
+def check_value_tokenizer(config: ml_collections.ConfigDict, tokenizer) -> None:
+    """Raises UserError if the value model, where there is one, reads other tokens than the policy."""
+    if config.advantage == "gae" and load_tokenizer(source := value_source(config)).get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            f"{source}, from which the value model starts, has another tokenizer than the policy; "
+            "set config.value_init to a model that has the same, such as the policy itself"
+        )
+
+
+class Work(NamedTuple):
+    """How often the programs run in a step."""
+
+    unit: Unit
+    forwards: float
+    updates: int
+    microbatches: float  # of an update
 
 
 class Models:
@@ -63,6 +94,7 @@ class Models:
 
     Args:
       config: of the `ppo` stage.
+      find: of a model's path its folder; or its description, of which `programs` tells what would run.
 
     Attributes:
       graph: the policy's, without its parameters.
@@ -73,11 +105,13 @@ class Models:
       stopped: the run has ended early.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, mesh: Mesh, tokenizer):
+    def __init__(
+        self, config: ml_collections.ConfigDict, mesh: Mesh, find: Callable[[str], Path | store.Described] = Path
+    ):
         self._settings, self._mesh = config, mesh
         self.kl_coef, self.stopped = float(np.float32(config.kl.coef)), False
         updates = config.epochs * config.minibatches
-        graph, self.config, params, frozen = lora.load(config, mesh, "policy")
+        graph, self.config, params, frozen = lora.load(config, mesh, "policy", find(config.init))
         self.graph = graph
 
         def logprobs(graph, params, batch):
@@ -97,7 +131,7 @@ class Models:
             else:
                 kept = {"param_dtype": self.config.dtype, "quantize": config.kl.quantize}
                 with naming("config.kl."):
-                    reference_graph, _, reference = store.load(Path(config.init), mesh, "policy", **kept)
+                    reference_graph, _, reference = store.load(find(config.init), mesh, "policy", **kept)
                 self._reference = reference_graph, reference
 
         self.policy = Learner(
@@ -109,15 +143,7 @@ class Models:
         )
         self.value = None
         if config.advantage == "gae":
-            start = config.copy_and_resolve_references().unlock()
-            judge = config.reward.model if config.reward.process != "none" else ""
-            start.init = config.value_init or judge or config.init
-            if load_tokenizer(start.init).get_vocab() != tokenizer.get_vocab():
-                raise UserError(
-                    f"{start.init}, from which the value model starts, has another tokenizer than the policy; "
-                    "set config.value_init to a model that has the same, such as the policy itself"
-                )
-            value_graph, _, params, frozen = lora.load(start, mesh, "reward")
+            value_graph, _, params, frozen = lora.load(config, mesh, "reward", find(value_source(config)))
             with naming("config.value_"):
                 optimizer = optimizers.make_optimizer(config.value_optimizer, config.steps, params, updates)
             self.value = Learner(
@@ -143,6 +169,25 @@ class Models:
             reference = self._reference_logprobs(self._reference[1], batch) if self._reference is not None else None
             values = self._values(self.value.params, batch) if self.value is not None else None
         return logprobs, entropy, reference, values
+
+    def programs(self, forward: Batch, update: Batch, held: Mapping[str, Any], work: Work) -> Iterator[Program]:
+        """The programs of `forward` and of both learners' updates, for batches of these shapes; `held` lies on the devices."""
+        for name, function, params in (
+            ("policy forward", self._logprobs, self.policy.params),
+            *([("reference forward", self._reference_logprobs, self._reference[1])] if self._reference is not None else []),
+            *([("value forward", self._values, self.value.params)] if self.value is not None else []),
+        ):
+            yield Program(name, function, (params, forward), self._mesh, held, work.unit, work.forwards)
+        for name, learner in {"policy": self.policy, "value": self.value}.items():
+            if learner is not None:
+                yield from learner.programs(name, update, held, work.unit, work.updates, work.microbatches)
+
+    def held(self) -> dict[str, Any]:
+        """What the models keep on the devices, for `programs`."""
+        learners = [learner for learner in (self.policy, self.value) if learner is not None]
+        reference = None if self._reference is None else self._reference[1]
+        parameters = [learner.params for learner in learners]
+        return {"parameters": (*parameters, reference), "optimiser": [learner.state.opt_state for learner in learners]}
 
     def adapt(self, measured: float, rollouts: int) -> None:
         """Moves an adaptive KL coefficient towards its target (Ziegler et al. 2019, section 2.2)."""

@@ -16,7 +16,7 @@ Writes round-1/samples, round-1/scored, round-1/pairs.jsonl, round-1/reference, 
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 
 from e2h_jax.algorithms import rounds
 from e2h_jax.algorithms.rounds import Round, Solution, complete
-from e2h_jax.data.batches import Example, language_model_example, packed_batches
+from e2h_jax.data.batches import BLANK, Example, language_model_example, packed_batches
 from e2h_jax.data.records import json_lines
 from e2h_jax.data.steps import encode_continuations
 from e2h_jax.data.storage import write_records
@@ -38,6 +38,7 @@ from e2h_jax.errors import UserError, naming
 from e2h_jax.models import lora, store
 from e2h_jax.models.attention import packed_causal
 from e2h_jax.parallel.mesh import make_mesh
+from e2h_jax.parallel.programs import Assumed, Program, Unit, prefixed
 from e2h_jax.parallel.rules import axis_size, batch_sharding, constrain
 from e2h_jax.training import loop, losses
 
@@ -208,12 +209,7 @@ def reference_logprobs(
         own=loop.own_rows(mesh, rows),
     )
 
-    @jax.jit
-    def forward(params, batch):
-        values = token_logprobs(nnx.merge(graph, params), batch)
-        numbers = jnp.where(batch["segment_ids"] > 0, batch["example"], -1)
-        return constrain(values, None, None), constrain(numbers, None, None)  # every host reads them all
-
+    forward = make_forward(graph)
     found: list[np.ndarray] = [np.zeros(0, np.float32)] * len(examples)
     with jax.set_mesh(mesh):
         for arrays in batches:
@@ -224,6 +220,18 @@ def reference_logprobs(
     return found
 
 
+def make_forward(graph: nnx.GraphDef) -> Callable:
+    """Jitted `forward(params, batch)`: the targets' log-probabilities, and the numbers of their examples, -1 at padding."""
+
+    @jax.jit
+    def forward(params, batch):
+        values = token_logprobs(nnx.merge(graph, params), batch)
+        numbers = jnp.where(batch["segment_ids"] > 0, batch["example"], -1)
+        return constrain(values, None, None), constrain(numbers, None, None)  # every host reads them all
+
+    return forward
+
+
 def _reference(
     config: ml_collections.ConfigDict,
     train_config: ml_collections.ConfigDict,
@@ -232,12 +240,9 @@ def _reference(
     folder: Path,
 ) -> dict:
     """Writes `folder/logprobs.npy`: those of all examples, one behind the other."""
-    mesh, dtype = make_mesh(config.mesh), config.reference_dtype or store.load_config(Path(model))[1].dtype
-    graph, _, params = store.load(
-        Path(model), mesh, "policy", dtype=dtype, param_dtype=dtype, quantize=config.reference_quantize
-    )
-    shards = axis_size(mesh, "batch")
-    rows = max(1, train_config.batch_size // train_config.microbatches // shards) * shards
+    mesh = make_mesh(config.mesh)
+    graph, _, params = store.load_frozen(Path(model), mesh, "policy", config.reference_dtype, config.reference_quantize)
+    rows = _reference_rows(train_config, mesh)
     logprobs = np.concatenate(reference_logprobs(graph, params, mesh, examples, train_config.length, rows))
     if jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
@@ -245,6 +250,11 @@ def _reference(
             np.save(file, logprobs)
         (folder / "logprobs.npy.tmp").rename(folder / "logprobs.npy")
     return {"tokens": len(logprobs)}
+
+
+def _reference_rows(train_config: ml_collections.ConfigDict, mesh: Mesh) -> int:
+    shards = axis_size(mesh, "batch")
+    return max(1, train_config.batch_size // train_config.microbatches // shards) * shards
 
 
 def train(
@@ -262,12 +272,36 @@ def train(
     examples = [{**example, "reference": part} for example, part in zip(examples, logprobs, strict=True)]
     most = train_config.length // min(len(example["tokens"]) for example in examples)  # pairs that fit into a row
 
-    def loss_fn(params, batch):
-        return pair_loss(config, token_logprobs(nnx.merge(graph, params), batch), batch, most)
-
-    params, summary = loop.fit(workdir, train_config, mesh, params, loss_fn, examples, frozen)
+    params, summary = loop.fit(workdir, train_config, mesh, params, make_loss(config, graph, most), examples, frozen)
     lora.save(workdir, train_config, mesh, "policy", model_config, params, load_tokenizer(train_config.init))
     return summary
+
+
+def make_loss(config: ml_collections.ConfigDict, graph: nnx.GraphDef, most: int) -> loop.LossFn:
+    """The preference loss of packed rows that hold at most `most` pairs each."""
+    return lambda params, batch: pair_loss(config, token_logprobs(nnx.merge(graph, params), batch), batch, most)
+
+
+def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) -> Iterator[Program]:
+    """The programs that `run` compiles, see parallel/programs.py. A part holds nothing any more when the next begins."""
+    yield from rounds.programs(config, mesh, assumed)
+    train_config = complete(config.train, seed=config.seed, mesh=config.mesh, init=config.init)
+    with naming("config.train.", outside=("mesh", "init")):
+        lora.check(train_config)
+        blank = language_model_example(BLANK, train_on_prompt=False)
+        example = pair_example(blank, blank, (1.0, 0.0))
+        described = assumed.model(config.init)
+        graph, _, params = store.load_frozen(described, mesh, "policy", config.reference_dtype, config.reference_quantize)
+        length, rows = train_config.length, _reference_rows(train_config, mesh)
+        marked = example | {name: np.zeros(0, np.int32) for name in ("segment_ids", "example")}
+        batch, unit = loop.batch_shapes(marked, rows, length, mesh), Unit("1M tokens of pairs", 1e6)
+        held, runs = {"parameters": params}, unit.tokens / (rows * length)
+        yield Program("reference: forward", make_forward(graph), (params, batch), mesh, held, unit, runs)
+        graph, _, params, frozen = lora.load(train_config, mesh, "policy", described)
+        # A pair is two prompts and two solutions; the least of them is all that bounds how many share a row.
+        loss = make_loss(config, graph, max(1, length // (2 * assumed.prompt(length // 2, f"half of {length} tokens"))))
+        example |= {"reference": np.zeros(0, np.float32)}
+        yield from prefixed("train", loop.programs(train_config, mesh, params, loss, example, assumed.steps, frozen))
 
 
 def pair_loss(

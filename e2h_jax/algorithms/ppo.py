@@ -11,19 +11,20 @@ from the evaluator alone.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from e2h_jax.algorithms import actor_critic, validation
-from e2h_jax.algorithms.advantages import KL_ESTIMATORS, SCOPES, gae, grpo, kl, masked_mean, rloo, whiten
+from e2h_jax.algorithms.advantages import KL_ESTIMATORS, SCOPES
+from e2h_jax.algorithms.experience import Experience, make_experience, minibatch
 from e2h_jax.data.records import read_many, select_levels
-from e2h_jax.data.rollout import Rollout, pack
+from e2h_jax.data.rollout import ARRAYS
 from e2h_jax.data.templates import get_template
 from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError, naming, nearest
@@ -31,13 +32,16 @@ from e2h_jax.grading.pool import GradingPool
 from e2h_jax.metrics import MetricsWriter, Seconds
 from e2h_jax.models import lora
 from e2h_jax.parallel.mesh import make_mesh
+from e2h_jax.parallel.programs import Assumed, Program, Unit, prefixed
+from e2h_jax.parallel.rules import axis_size
 from e2h_jax.rewards import judge
-from e2h_jax.rewards.shaping import Shaped
+from e2h_jax.rewards.scoring import batch_rows
 from e2h_jax.sampling import sample
 from e2h_jax.sampling.rollout import Sampler
 from e2h_jax.training import optimizer as optimizers
 from e2h_jax.training.checkpoint import Checkpoints
 from e2h_jax.training.faults import check_finite, interrupts, stop
+from e2h_jax.training.loop import batch_shapes
 
 ADVANTAGES = ("gae", "rloo", "grpo")
 MEANS = ("tokens", "sequences", "slots")
@@ -91,6 +95,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.length = 2048  # tokens a packed row; at least the longest prompt and max_new_tokens together
     config.forward_rows = 32  # rows of a forward pass (log-probabilities, values), over all devices
     config.update_rows = 8  # rows of a backward pass, over all devices
+    config.remat = ""  # what the backward pass recomputes: none | dots | full, see models/llama.py; "" = the model's own
     config.optimizer = optimizers.defaults()
     config.value_optimizer = optimizers.defaults()
     for optimizer in (config.optimizer, config.value_optimizer):
@@ -100,18 +105,6 @@ def defaults() -> ml_collections.ConfigDict:
     config.checkpoint_every = 10  # steps
     config.wandb = False
     return config.lock()
-
-
-class Experience(NamedTuple):
-    """A step's rollouts and what the losses need of their tokens: float32 [B, R] each, R = max_new_tokens, 0 at padding."""
-
-    rollouts: list[Rollout]
-    mask: np.ndarray  # 1 at tokens that are trained on
-    old_logprobs: np.ndarray  # of the policy that drew them, tempered as they were drawn
-    reference_logprobs: np.ndarray
-    old_values: np.ndarray
-    advantages: np.ndarray
-    returns: np.ndarray
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
@@ -134,7 +127,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         Checkpoints(workdir / "checkpoints") as checkpoints,
     ):
         reward.check_answers(questions)
-        models = actor_critic.Models(config, mesh, tokenizer)
+        actor_critic.check_value_tokenizer(config, tokenizer)
+        models = actor_critic.Models(config, mesh)
         validated = None
         if config.validation.problems:
             validated = validation.Validation(config.validation, config.template, workdir, pool)
@@ -210,6 +204,47 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     return _summary(validated) | metrics | seconds.total
 
 
+def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) -> Iterator[Program]:
+    """The programs that `run` compiles, see parallel/programs.py. Each runs beside all that the others keep."""
+    _check(config)
+    actor_critic.check_mesh(config, mesh, assumed.model)
+    models = actor_critic.Models(config, mesh, assumed.model)
+    policy = models.policy.params
+    drawing = [models.graph, models.config, policy, mesh, assumed, min(models.config.max_length, config.length + 1)]
+    with naming("config.sample."):
+        sampler = sample.describe(_drawing(config), *drawing)
+        greedy = None
+        if config.validation.problems:
+            greedy = sample.describe(_drawing(config, temperature=0.0, samples=1), *drawing, sampler.kernel)
+
+    # What there is at every moment: the models, the judge, the caches.
+    rollouts = config.questions_per_step * config.sample.samples
+    unit = Unit("step", rollouts * sampler.solution_tokens, config.steps)
+    tokens = rollouts * (sampler.prompt_tokens + sampler.solution_tokens)  # that forward passes and the judge read
+    held, scorer = models.held(), None
+    if config.reward.process != "none":
+        scorer, row_length = judge.load_scorer(config.reward, mesh, assumed.model(config.reward.model))
+        held["parameters"] = (held["parameters"], scorer.params)
+    held["cache"] = [(one.description.prompts, one.description.suffixes) for one in (sampler, greedy) if one]
+    yield Program("load", *sampler.description.load, mesh, held, unit)  # the sampler's weights anew, from the policy's
+    held = held | {"parameters": (held["parameters"], sampler.description.weights)}
+
+    yield from sampler.programs(held, unit, unit.tokens)
+    if greedy:
+        yield from prefixed("validation", greedy.programs(held, unit, 0.0))
+    if scorer:
+        rows = batch_rows(config.reward.tokens_per_batch, row_length, axis_size(mesh, "batch"))
+        yield from scorer.programs(rows, row_length, held, unit, tokens / (rows * row_length), "judge")
+    forward = batch_shapes(dict.fromkeys(ARRAYS, np.zeros(0, np.int32)), config.forward_rows, config.length, mesh)
+    fields = dict.fromkeys((*Experience.ARRAYS, "weights"), np.zeros(0, np.float32))
+    fields |= dict.fromkeys(ARRAYS, np.zeros(0, np.int32))
+    update = batch_shapes(fields, config.update_rows, config.length, mesh)
+    updates = config.epochs * config.minibatches
+    forwards, microbatches = (count * tokens / config.length for count in (1 / config.forward_rows, 1 / config.update_rows))
+    work = actor_critic.Work(unit, forwards, updates, microbatches / config.minibatches)
+    yield from models.programs(forward, update, held, work)
+
+
 def questions_of(step: int, questions: Sequence[dict], config: ml_collections.ConfigDict) -> list[dict]:
     """The questions of a step (from 1): every epoch is shuffled anew, and what does not fill a step is left out of it."""
     per_epoch = len(questions) // config.questions_per_step
@@ -217,63 +252,6 @@ def questions_of(step: int, questions: Sequence[dict], config: ml_collections.Co
     order = np.random.default_rng((config.seed, epoch)).permutation(len(questions))
     size = config.questions_per_step
     return [questions[index] for index in order[place * size : (place + 1) * size]]
-
-
-def make_experience(
-    rollouts: list[Rollout], shaped: Sequence[Shaped], models: actor_critic.Models, config: ml_collections.ConfigDict
-) -> tuple[Experience, dict[str, float]]:
-    """Log-probabilities, values, rewards, advantages and returns of a step's rollouts; and what to log."""
-    shape = (len(rollouts), config.sample.max_new_tokens)
-    mask, rewards, old, reference, values, entropy, drawn = np.zeros((7, *shape), np.float32)
-    for row, (rollout, judged) in enumerate(zip(rollouts, shaped, strict=True)):
-        length = len(rollout.tokens)
-        mask[row, : judged.trained] = 1
-        rewards[row, :length] = judged.rewards
-        drawn[row, :length] = rollout.sampling_logprobs
-    for rows in pack(rollouts, range(len(rollouts)), rows=config.forward_rows, length=config.length):
-        for array, result in zip((old, entropy, reference, values), models.forward(rows), strict=True):
-            if result is not None:
-                rows.collect(np.asarray(result), array)
-
-    # The reward of a token: the judge's, less the penalty for leaving the reference policy.
-    names = sorted({name for judged in shaped for name in judged.parts})  # a part may be missing, as accuracy of hard questions
-    parts = {name: [judged.parts[name] for judged in shaped if name in judged.parts] for name in names}
-    metrics = {f"reward/{name}": float(np.mean(values)) for name, values in parts.items()}
-    metrics |= {"reward": float(rewards.sum(1).mean()), "entropy": masked_mean(entropy, mask), "kl_coef": models.kl_coef}
-    if config.kl.coef:
-        if config.kl.place == "reward":
-            rewards -= models.kl_coef * kl(config.kl.estimator, old, reference) * mask
-        metrics["kl"] = float(((old - reference) * mask).sum(1).mean())  # nats a solution
-        models.adapt(metrics["kl"], len(rollouts))
-    if bonus := config.entropy.reward_coef:
-        lengths = np.maximum(mask.sum(1, keepdims=True), 1)
-        if config.entropy.reward_mean == "merged":
-            last = np.maximum(mask.sum(1).astype(int) - 1, 0)
-            rewards[np.arange(len(rewards)), last] += bonus * (entropy * mask).sum(1) / lengths[:, 0]
-        else:
-            rewards += bonus * entropy * mask / (lengths if config.entropy.reward_mean == "full" else 1)
-
-    seen = mask if config.mask_padding else np.ones_like(mask)
-    if config.whiten_rewards == "none":
-        rewards *= config.reward_scale
-    else:
-        rewards = whiten(rewards, seen, config.whiten_rewards, keep_mean=True)
-    returns = np.zeros_like(rewards)
-    if config.advantage == "gae":
-        advantages, returns = gae(rewards, values, seen, config.gamma, config.lam)
-        spread = masked_mean(returns**2, mask) - masked_mean(returns, mask) ** 2
-        metrics["explained_variance"] = 1 - masked_mean((returns - values) ** 2, mask) / max(spread, 1e-8)
-    else:
-        totals, groups = (rewards * mask).sum(1), [rollout.problem["id"] for rollout in rollouts]
-        whole = rloo(totals, groups) if config.advantage == "rloo" else grpo(totals, groups, scale_by_std=config.grpo_std)
-        advantages = whole[:, None] * mask
-    if config.whiten_advantages != "none":
-        advantages = whiten(advantages, seen, config.whiten_advantages)
-
-    if not config.sample.top_k and config.sample.top_p == 1 and not config.sample.min_p:
-        # One network draws and learns: anything beyond rounding here is a defect.
-        metrics["sampler_trainer_difference"] = float(np.abs((drawn - old) * mask).max())
-    return Experience(rollouts, mask, old, reference, values, advantages, returns), metrics
 
 
 def learn(
@@ -302,24 +280,6 @@ def inspected(experience: Experience) -> tuple[dict[str, np.ndarray], list[dict]
     """What is kept of a step that went wrong: its arrays, and the rollouts with their texts."""
     records = [{"problem_id": r.problem["id"], "sample": r.sample, "text": r.text} for r in experience.rollouts]
     return dict(zip(Experience._fields[1:], experience[1:], strict=True)), records
-
-
-def minibatch(experience: Experience, chosen: np.ndarray, config: ml_collections.ConfigDict) -> list[dict[str, np.ndarray]]:
-    """Microbatches of the chosen rollouts, packed; their `weights` add up as `loss_mean` says over all of them together."""
-    mask = experience.mask[chosen]
-    if config.loss_mean == "tokens":
-        mask = mask / max(mask.sum(), 1.0)
-    elif config.loss_mean == "sequences":
-        mask = mask / np.maximum(mask.sum(1, keepdims=True), 1.0) / len(chosen)
-    else:
-        mask = mask / mask.size
-    weights = np.zeros_like(experience.mask)
-    weights[chosen] = mask
-    fields = {name: getattr(experience, name) for name in Experience._fields[2:]} | {"weights": weights}
-    return [
-        rows.arrays | {name: rows.spread(values) for name, values in fields.items()}
-        for rows in pack(experience.rollouts, chosen, rows=config.update_rows, length=config.length)
-    ]
 
 
 def _drawing(config: ml_collections.ConfigDict, **changes) -> ml_collections.ConfigDict:

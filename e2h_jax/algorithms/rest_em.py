@@ -9,18 +9,21 @@ Writes round-1/samples, round-1/scored, round-1/kept.jsonl, round-1/train, round
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import ml_collections
 import numpy as np
+from jax.sharding import Mesh
 
 from e2h_jax.algorithms import rounds, sft
 from e2h_jax.algorithms.rounds import Round, Solution, complete
 from e2h_jax.data.records import read_many
 from e2h_jax.data.storage import digest, write_records
-from e2h_jax.errors import UserError
+from e2h_jax.errors import UserError, naming
 from e2h_jax.models import store
+from e2h_jax.parallel.programs import Assumed, Program, prefixed
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -63,21 +66,29 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         metrics = this.part("kept", keep)
         # M-step: imitate them.
         base = this.model if config.restart == "continue" else config.base or config.init
-        train = complete(
-            config.train,
-            seed=this.seed,
-            mesh=config.mesh,
-            init=base,
-            wandb=False,
-            **{"preset": "", "tokenizer": "", "data": str(kept), "levels": (), "template": config.template},
-        )
-        train.lora.merge = True  # the next round samples from it
+        train = _training(config, base, this.seed, str(kept))
         trained = this.part("train", lambda folder: sft.run(train, folder))
         return {name: metrics[name] for name in metrics if name != "seconds"} | {
             name: trained[name] for name in ("loss", "token_accuracy", "steps", "dropped")
         }
 
     return rounds.run(config, workdir, play)
+
+
+def _training(config: ml_collections.ConfigDict, base: str, seed: int, data: str) -> ml_collections.ConfigDict:
+    """The M-step's config of the `sft` stage."""
+    filled = {"seed": seed, "mesh": config.mesh, "init": base, "wandb": False, "preset": "", "tokenizer": "", "data": data}
+    train = complete(config.train, **filled, levels=(), template=config.template)
+    train.lora.merge = True  # the next round samples from it
+    return train
+
+
+def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) -> Iterator[Program]:
+    """The programs that `run` compiles, see parallel/programs.py. A part holds nothing any more when the next begins."""
+    yield from rounds.programs(config, mesh, assumed)
+    train = _training(config, config.base or config.init, config.seed, "")
+    with naming("config.train.", outside=("mesh", "init")):
+        yield from prefixed("train", sft.programs(train, mesh, assumed))
 
 
 def select(solutions: list[Solution], threshold: float, per_problem: int, choose: str, seed: int) -> list[Solution]:

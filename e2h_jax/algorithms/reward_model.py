@@ -5,13 +5,15 @@ step, an OPRM trains on the mixture. Labels sit on every token of a step or on i
 probabilities, null labels not at all. An auxiliary language-model loss keeps the trunk able to predict what it must judge.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import ml_collections
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
-from e2h_jax.data.batches import step_label_example
+from e2h_jax.data.batches import BLANK, step_label_example
 from e2h_jax.data.records import read_many, select_levels
 from e2h_jax.data.steps import encode_labelled
 from e2h_jax.data.templates import get_template
@@ -20,6 +22,7 @@ from e2h_jax.errors import UserError
 from e2h_jax.models import lora, store
 from e2h_jax.models.attention import packed_causal
 from e2h_jax.parallel.mesh import make_mesh
+from e2h_jax.parallel.programs import Assumed, Program
 from e2h_jax.training import loop, losses
 
 READ_AT = "separator_last"  # where `score` reads the steps of these models, unless it is told otherwise
@@ -71,19 +74,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     ]
     examples, dropped = loop.fit_length(examples, config.length, config.too_long, model_config.max_length)
 
-    # The loss: mean binary cross-entropy over labelled tokens, plus the weighted mean cross-entropy of the next token.
-    def loss_fn(params, batch):
-        model = nnx.merge(graph, params)
-        logits, hidden = model(batch["tokens"], batch["positions"], packed_causal(batch["segment_ids"]))
-        loss, hits = losses.step_classification(logits, batch["labels"], batch["label_weights"])
-        metrics = {"label_loss": loss, "label_accuracy": hits}
-        if config.lm_loss:
-            lm_loss, _ = losses.cross_entropy(hidden, model.trunk.output_matrix(), batch["targets"], batch["loss_weights"])
-            loss += config.lm_loss * lm_loss
-            metrics["lm_loss"] = lm_loss
-        return loss, metrics
-
-    params, summary = loop.fit(workdir, config, mesh, params, loss_fn, examples, frozen)
+    params, summary = loop.fit(workdir, config, mesh, params, make_loss(graph, config.lm_loss), examples, frozen)
     reads = {"template": config.template, "read_at": READ_AT}
     lora.save(workdir, config, mesh, "reward", model_config, params, tokenizer, reads)
     return summary | {
@@ -93,3 +84,28 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         "dropped": dropped,
         "tokens": sum(len(example["tokens"]) for example in examples),
     }
+
+
+def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) -> Iterator[Program]:
+    """The programs that `run` compiles, see parallel/programs.py."""
+    lora.check(config)
+    graph, _, params, frozen = lora.load(config, mesh, "reward", assumed.model(config.init))
+    example = step_label_example(BLANK, 0, [], config.label_tokens)
+    yield from loop.programs(config, mesh, params, make_loss(graph, config.lm_loss), example, assumed.steps, frozen)
+
+
+def make_loss(graph: nnx.GraphDef, lm_coef: float) -> loop.LossFn:
+    """Mean binary cross-entropy over labelled tokens, plus `lm_coef` x the weighted mean cross-entropy of the next token."""
+
+    def loss_fn(params, batch):
+        model = nnx.merge(graph, params)
+        logits, hidden = model(batch["tokens"], batch["positions"], packed_causal(batch["segment_ids"]))
+        loss, hits = losses.step_classification(logits, batch["labels"], batch["label_weights"])
+        metrics = {"label_loss": loss, "label_accuracy": hits}
+        if lm_coef:
+            lm_loss, _ = losses.cross_entropy(hidden, model.trunk.output_matrix(), batch["targets"], batch["loss_weights"])
+            loss += lm_coef * lm_loss
+            metrics["lm_loss"] = lm_loss
+        return loss, metrics
+
+    return loss_fn

@@ -7,7 +7,7 @@ summary are in round-1/samples.json, and it is not run again: a killed run goes 
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from jax.sharding import Mesh
 
 from e2h_jax.algorithms import validation
 from e2h_jax.data.records import has_answer, read_many
@@ -28,6 +29,7 @@ from e2h_jax.models import lora, store
 from e2h_jax.parallel import hosts
 from e2h_jax.parallel.checks import check_model, check_rows
 from e2h_jax.parallel.mesh import make_mesh
+from e2h_jax.parallel.programs import Assumed, Program, prefixed
 from e2h_jax.rewards import score
 from e2h_jax.sampling import sample
 from e2h_jax.training import loop
@@ -151,24 +153,10 @@ class Round:
     def draw(self) -> None:
         """Samples solutions of the questions, and scores them with the reward model if there is one: two parts."""
         config = self.config
-        drawing = complete(
-            config.sample,
-            seed=self.seed,
-            mesh=config.mesh,
-            model=self.model,
-            problems=config.questions,
-            template=config.template,
-        )
+        drawing = _drawing(config, self.model, self.seed)
         self.part("samples", lambda folder: sample.run(drawing, folder))
         if config.reward_model:
-            scoring = complete(
-                config.score,
-                mesh=config.mesh,
-                model=config.reward_model,
-                samples=str(self.folder / "samples"),
-                problems=config.questions,
-                written_in=config.template,
-            )
+            scoring = _scoring(config, str(self.folder / "samples"))
             self.part("scored", lambda folder: score.run(scoring, folder))
 
     def solutions(self) -> list[Solution]:
@@ -179,6 +167,35 @@ class Round:
         order = {problem: number for number, problem in enumerate(problems)}
         records.sort(key=lambda record: (order[record["problem_id"]], record["sample"]))
         return judge(problems, records, self.config.template, self.config.aggregation, self.pool)
+
+
+def _drawing(config: ml_collections.ConfigDict, model: str, seed: int) -> ml_collections.ConfigDict:
+    """The `sample` stage's config of a round."""
+    filled = {"seed": seed, "mesh": config.mesh, "model": model, "problems": config.questions, "template": config.template}
+    return complete(config.sample, **filled)
+
+
+def _greedy(config: ml_collections.ConfigDict, model: str) -> ml_collections.ConfigDict:
+    """The `sample` stage's config of a validation."""
+    one_each = {"samples": 1, "temperature": 0.0, "levels": (), "limit": 0}
+    return complete(_drawing(config, model, config.seed), **one_each, problems=config.validation.problems)
+
+
+def _scoring(config: ml_collections.ConfigDict, samples: str) -> ml_collections.ConfigDict:
+    """The `score` stage's config of a round."""
+    filled = {"mesh": config.mesh, "model": config.reward_model, "samples": samples, "problems": config.questions}
+    return complete(config.score, **filled, written_in=config.template)
+
+
+def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) -> Iterator[Program]:
+    """The programs of a round but for its training: each part is a stage, whose arrays go when it has finished."""
+    with naming("config.sample."):
+        yield from prefixed("sample", sample.programs(_drawing(config, config.init, config.seed), mesh, assumed))
+        if config.validation.problems:
+            yield from prefixed("validation", sample.programs(_greedy(config, config.init), mesh, assumed))
+    if config.reward_model:
+        with naming("config.score."):
+            yield from prefixed("score", score.programs(_scoring(config, ""), mesh, assumed))
 
 
 def judge(
@@ -248,12 +265,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, play: Callable[[Round]
             """Accuracies of the greedy solutions of a round's model (round 0: of `init`)."""
             if validations is None or not validations.due(number, config.rounds):
                 return {}
-            greedy = complete(
-                config.sample,
-                **{"samples": 1, "temperature": 0.0, "levels": (), "limit": 0},
-                **{"seed": config.seed, "mesh": config.mesh, "model": model},
-                **{"problems": config.validation.problems, "template": config.template},
-            )
+            greedy = _greedy(config, model)
 
             def solve(folder: Path) -> Metrics:
                 sample.run(greedy, folder)

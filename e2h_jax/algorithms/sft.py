@@ -5,12 +5,14 @@ there), tokenises prompt and solution in the project's text format, packs them i
 rows and trains with AdamW. Writes `model/`, ready for `sample` or for the next stage's `init`.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import ml_collections
 from flax import nnx
+from jax.sharding import Mesh
 
-from e2h_jax.data.batches import language_model_example
+from e2h_jax.data.batches import BLANK, language_model_example
 from e2h_jax.data.records import read_many, select_levels
 from e2h_jax.data.steps import encode_continuations
 from e2h_jax.data.templates import get_template
@@ -21,6 +23,7 @@ from e2h_jax.models.attention import packed_causal
 from e2h_jax.models.llama import LlamaConfig
 from e2h_jax.models.presets import get_preset
 from e2h_jax.parallel.mesh import make_mesh
+from e2h_jax.parallel.programs import Assumed, Program
 from e2h_jax.training import loop, losses
 
 
@@ -52,7 +55,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         graph, model_config, params, frozen = lora.load(config, mesh, "policy")
     else:
         tokenizer = load_tokenizer(config.tokenizer)
-        model_config = LlamaConfig(**({"vocab_size": len(tokenizer)} | get_preset(config.preset)))
+        model_config = _fresh(config, len(tokenizer))
         (graph, params), frozen = store.create("policy", model_config, mesh, config.seed), None
 
     # The data: one example per solution, EOS at its end.
@@ -67,14 +70,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     ]
     examples, dropped = loop.fit_length(examples, config.length, config.too_long, model_config.max_length)
 
-    # The loss: mean cross-entropy over the weighted tokens.
-    def loss_fn(params, batch):
-        model = nnx.merge(graph, params)
-        hidden, _ = model(batch["tokens"], batch["positions"], packed_causal(batch["segment_ids"]))
-        loss, hits = losses.cross_entropy(hidden, model.output_matrix(), batch["targets"], batch["loss_weights"])
-        return loss, {"token_accuracy": hits}
-
-    params, summary = loop.fit(workdir, config, mesh, params, loss_fn, examples, frozen)
+    params, summary = loop.fit(workdir, config, mesh, params, make_loss(graph), examples, frozen)
     lora.save(workdir, config, mesh, "policy", model_config, params, tokenizer)
     return summary | {
         "parameters": store.count_parameters((params, frozen)),
@@ -83,3 +79,30 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         "dropped": dropped,
         "tokens": sum(len(example["tokens"]) for example in examples),
     }
+
+
+def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) -> Iterator[Program]:
+    """The programs that `run` compiles, see parallel/programs.py."""
+    lora.check(config)
+    fresh = store.Described("policy", _fresh(config, assumed.vocabulary)) if not config.init else None
+    graph, _, params, frozen = lora.load(config, mesh, "policy", fresh or assumed.model(config.init))
+    example = language_model_example(BLANK, config.train_on_prompt)
+    yield from loop.programs(config, mesh, params, make_loss(graph), example, assumed.steps, frozen)
+
+
+def _fresh(config: ml_collections.ConfigDict, vocabulary: int) -> LlamaConfig:
+    """The shape of a new model; presets of real models have a vocabulary of their own."""
+    changes = {"remat": config.remat} if config.remat else {}
+    return LlamaConfig(**({"vocab_size": vocabulary} | get_preset(config.preset) | changes))
+
+
+def make_loss(graph: nnx.GraphDef) -> loop.LossFn:
+    """Mean cross-entropy over the weighted tokens."""
+
+    def loss_fn(params, batch):
+        model = nnx.merge(graph, params)
+        hidden, _ = model(batch["tokens"], batch["positions"], packed_causal(batch["segment_ids"]))
+        loss, hits = losses.cross_entropy(hidden, model.output_matrix(), batch["targets"], batch["loss_weights"])
+        return loss, {"token_accuracy": hits}
+
+    return loss_fn

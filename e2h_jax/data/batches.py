@@ -14,6 +14,8 @@ from e2h_jax.errors import UserError
 
 Example = Mapping[str, np.ndarray]
 OPEN_ROWS = 16  # rows that first fit chooses among
+_NONE = np.zeros((0, 2), np.int32)
+BLANK = EncodedSolution(np.zeros(2, np.int32), 1, _NONE, _NONE, False)  # an example of it has the fields that every one has
 
 
 def language_model_example(encoded: EncodedSolution, train_on_prompt: bool, ends: bool = True) -> Example:

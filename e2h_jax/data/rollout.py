@@ -9,6 +9,8 @@ import numpy as np
 from e2h_jax.data.batches import plan_rows
 from e2h_jax.errors import UserError
 
+ARRAYS = ("tokens", "targets", "positions", "segment_ids")  # of packed rows
+
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
@@ -70,15 +72,14 @@ def pack(rollouts: Sequence[Rollout], indices: Sequence[int], *, rows: int, leng
     planned = plan_rows(sizes, length=length, seed=0, epochs=1)
     batches = []
     for start in range(0, len(planned), rows):
-        names = ("tokens", "targets", "positions", "segment_ids")
-        batch = Rows({name: np.zeros((rows, length), np.int32) for name in names}, [])
+        batch = Rows({name: np.zeros((rows, length), np.int32) for name in ARRAYS}, [])
         for row, members in enumerate(planned[start : start + rows]):
             column = 0
             for segment, member in enumerate(members.tolist(), start=1):
                 rollout, size = rollouts[indices[member]], sizes[member]
                 tokens, where = np.concatenate([rollout.prompt, rollout.tokens]), (row, slice(column, column + size))
                 values = (tokens[:-1], tokens[1:], np.arange(size), segment)
-                for name, value in zip(names, values, strict=True):
+                for name, value in zip(ARRAYS, values, strict=True):
                     batch.arrays[name][where] = value
                 batch.places.append((int(indices[member]), row, column + len(rollout.prompt) - 1, len(rollout.tokens)))
                 column += size

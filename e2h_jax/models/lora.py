@@ -24,6 +24,7 @@ from e2h_jax.models.llama import LlamaConfig
 from e2h_jax.models.projection import stacked_input_axes
 from e2h_jax.models.tensors import TABLE
 from e2h_jax.parallel.rules import state_shardings
+from e2h_jax.parallel.shapes import is_abstract, made
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 FACTORS = ("_lora_a", "_lora_b")
@@ -41,8 +42,10 @@ def defaults() -> ml_collections.ConfigDict:
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError for a training stage's `config.lora` that makes no sense."""
+    """Raises UserError for a training stage's `config.lora` or `config.remat` that makes no sense."""
     lora = config.lora
+    if config.remat and config.remat not in store.REMATS:
+        raise UserError(f'config.remat={config.remat!r} must be "" (the model\'s own) or one of {", ".join(store.REMATS)}')
     if lora.rank < 0:
         raise UserError(f"config.lora.rank={lora.rank} must be at least 0 (0 = off)")
     if lora.quantize not in quantize.SCHEMES:
@@ -63,19 +66,20 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def load(
-    config: ml_collections.ConfigDict, mesh: Mesh, kind: str
+    config: ml_collections.ConfigDict, mesh: Mesh, kind: str, folder: Path | store.Described | None = None
 ) -> tuple[nnx.GraphDef, LlamaConfig, nnx.State, nnx.State | None]:
-    """Loads `config.init` for training as `config.lora` says.
+    """Loads `folder` (default: `config.init`) for training as `config.lora` and `config.remat` say.
 
     Returns:
       the graph, its shape, the parameters to train, and the frozen ones (None without LoRA); `nnx.merge_state` makes one
       state of both.
     """
-    folder, lora = Path(config.init), config.lora
+    folder, lora = folder or Path(config.init), config.lora
+    changes = {"remat": config.remat} if config.remat else {}
     if not lora.rank:
-        return *store.load(folder, mesh, kind), None
+        return *store.load(folder, mesh, kind, **changes), None
     dtype = store.load_config(folder)[1].dtype
-    graph, model_config, params = store.load(folder, mesh, kind, param_dtype=dtype, quantize=lora.quantize)
+    graph, model_config, params = store.load(folder, mesh, kind, param_dtype=dtype, quantize=lora.quantize, **changes)
     graph, params = add(graph, params, mesh, lora.targets, lora.rank, lora.alpha, config.seed)
     return graph, model_config, *split(params)
 
@@ -100,7 +104,8 @@ def add(
             made[name + "_lora_b"] = nnx.LoRAParam(b, axes=(axes[0], "rank", *axes[last:]))
         return nnx.State(made)
 
-    for name, param in jax.jit(init, out_shardings=state_shardings(mesh, jax.eval_shape(init)))().items():
+    factors = made(init, state_shardings(mesh, jax.eval_shape(init)), abstract=is_abstract(params))
+    for name, param in factors.items():
         setattr(blocks, name, param)
     blocks.lora_scale = alpha / rank
     return nnx.split(model)

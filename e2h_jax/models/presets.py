@@ -44,6 +44,26 @@ PRESETS: dict[str, dict] = {
 }  # fmt: skip
 
 
+# Names on the Hub of models that have one of these shapes.
+HUB = {
+    "EleutherAI/llemma_7b": "llemma_7b",
+    "EleutherAI/llemma_34b": "llemma_34b",
+    "codellama/CodeLlama-7b-hf": "codellama_7b",
+    "codellama/CodeLlama-34b-hf": "codellama_34b",
+    "deepseek-ai/deepseek-math-7b-base": "deepseek_math_7b",
+    "deepseek-ai/deepseek-math-7b-instruct": "deepseek_math_7b",
+    "deepseek-ai/deepseek-math-7b-rl": "deepseek_math_7b",
+    "Qwen/Qwen2.5-Math-1.5B": "qwen2.5_math_1.5b",
+    "Qwen/Qwen2.5-Math-1.5B-Instruct": "qwen2.5_math_1.5b",
+    "Qwen/Qwen2.5-Math-7B": "qwen2.5_math_7b",
+    "Qwen/Qwen2.5-Math-7B-Instruct": "qwen2.5_math_7b",
+    "meta-llama/Llama-3.2-1B": "llama_3.2_1b",
+    "meta-llama/Llama-3.2-1B-Instruct": "llama_3.2_1b",
+    "meta-llama/Llama-3.1-8B": "llama_3.1_8b",
+    "meta-llama/Llama-3.1-8B-Instruct": "llama_3.1_8b",
+}
+
+
 def get_preset(name: str) -> dict:
     """LlamaConfig fields of a preset (a copy); UserError names the nearest one when there is none of that name."""
     if name not in PRESETS:

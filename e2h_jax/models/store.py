@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +21,18 @@ from e2h_jax.models.projection import PRODUCTS, stacked_input_axes
 from e2h_jax.models.rotary import RopeScaling
 from e2h_jax.parallel.checks import check_model
 from e2h_jax.parallel.rules import partition_spec, state_shardings
+from e2h_jax.parallel.shapes import placed
 
 KINDS = {"policy": Llama, "reward": RewardModel}
 DTYPES = ("float32", "bfloat16")
 REMATS = ("none", *REMAT_POLICIES)
+
+
+class Described(NamedTuple):
+    """A model that is only described, as `e2h plan` knows those that are yet to be trained: `load` gives its arrays' shapes."""
+
+    kind: str
+    config: LlamaConfig
 
 
 def create(kind: str, config: LlamaConfig, mesh: Mesh, seed: int) -> tuple[nnx.GraphDef, nnx.State]:
@@ -65,8 +74,10 @@ def save_description(folder: Path, kind: str, config: LlamaConfig, reads: dict |
     temporary.rename(folder / "model.json")
 
 
-def load_config(folder: Path) -> tuple[str, LlamaConfig]:
+def load_config(folder: Path | Described) -> tuple[str, LlamaConfig]:
     """Kind ("policy" or "reward") and shape of the model in `folder`; UserError when there is none."""
+    if isinstance(folder, Described):
+        return folder
     path = Path(folder) / "model.json"
     if not path.exists():
         raise UserError(f"{folder} holds no model (no model.json); give the model/ folder of a finished sft or reward stage")
@@ -94,7 +105,7 @@ def load_reads(folder: Path) -> dict[str, str]:
 
 
 def load(
-    folder: Path, mesh: Mesh, kind: str, *, param_dtype: str = "float32", quantize: str = "", **changes
+    folder: Path | Described, mesh: Mesh, kind: str, *, param_dtype: str = "float32", quantize: str = "", **changes
 ) -> tuple[nnx.GraphDef, LlamaConfig, nnx.State]:
     """Loads a model as `kind`, straight into the mesh's shardings.
 
@@ -115,7 +126,10 @@ def load(
         check(dtype, quantize)
     if stored_kind != kind and kind != "reward":
         raise UserError(f"{folder} holds a {stored_kind} model where a {kind} is needed")
-    check_model(mesh, config, str(folder))
+    described = isinstance(folder, Described)
+    check_model(mesh, config, "the model" if described else str(folder))
+    if described:
+        return _describe(kind, config, mesh, param_dtype, quantize)
     _, stored = abstract(stored_kind, config)
     target = jax.tree.map(
         lambda param, sharding: param.replace(
@@ -139,6 +153,29 @@ def load(
     head = jax.jit(fresh_head, out_shardings=state_shardings(mesh, jax.eval_shape(fresh_head)))()
     nnx.replace_by_pure_dict(params, {"trunk": pure} | nnx.to_pure_dict(head))
     return graph, config, params
+
+
+def load_frozen(
+    folder: Path | Described, mesh: Mesh, kind: str, dtype: str = "", quantize: str = ""
+) -> tuple[nnx.GraphDef, LlamaConfig, nnx.State]:
+    """Loads a model that is not trained, its matrices in the dtype that it computes in ("" = the model's own)."""
+    dtype = dtype or load_config(folder)[1].dtype
+    return load(folder, mesh, kind, dtype=dtype, param_dtype=dtype, quantize=quantize)
+
+
+def _describe(
+    kind: str, config: LlamaConfig, mesh: Mesh, param_dtype: str, quantize: str
+) -> tuple[nnx.GraphDef, LlamaConfig, nnx.State]:
+    """What `load` returns, with shapes for arrays."""
+    graph, params = abstract(kind, config, quantize)
+    kept = {  # int8 weights and their scales stay what they are
+        path: param
+        if param.dtype == jnp.int8 or path[-1].endswith("_scale") or not _is_matrix(param)
+        else param.replace(jax.ShapeDtypeStruct(param.shape, param_dtype))
+        for path, param in nnx.to_flat_state(params)
+    }
+    params = nnx.from_flat_state(kept)
+    return graph, config, placed(params, state_shardings(mesh, params))
 
 
 def _load_quantized(path: Path, target: nnx.State) -> dict:

@@ -21,10 +21,31 @@ PUBLISHED = {
     "TPU v5": Peaks(459e12, 2.765e12),
     "TPU v5p": Peaks(459e12, 2.765e12),
     "TPU v6 lite": Peaks(918e12, 1.64e12),
-    "TPU7x": Peaks(2307e12, 7.38e12),
+    "TPU7x": Peaks(2307e12 / 2, 7.38e12 / 2),  # a chip has two cores, and each is a device
     "NVIDIA A100-SXM4-80GB": Peaks(312e12, 2.039e12),
     "NVIDIA H100 80GB HBM3": Peaks(989e12, 3.35e12),
     "NVIDIA H200": Peaks(989e12, 4.8e12),
+}
+
+
+class Chip(NamedTuple):
+    """What else counts when a program is planned for a device of a TPU slice."""
+
+    memory: float  # bytes that a program may use: the compiler keeps some for itself
+    links: float  # bytes per second that all its links to other chips send together
+
+
+GIB = 2**30
+
+# By `device_kind`. Memory: what libtpu 0.0.51 gives as available when a program needs too much, of 32, 16, 95, 32 and 192 GiB
+# a chip. Links: half of the bidirectional bandwidth of a chip in Cloud TPU's pages of v5e (400 GB/s), v5p (1200), v6e (800) and
+# tpu7x (1200); of v4, six links of 50 GB/s each way (Jouppi et al. 2023, arXiv 2304.01433).
+CHIPS = {
+    "TPU v4": Chip(30.75 * GIB, 300e9),
+    "TPU v5 lite": Chip(15.75 * GIB, 200e9),
+    "TPU v5": Chip(95.73 * GIB, 600e9),
+    "TPU v6 lite": Chip(31.24 * GIB, 400e9),
+    "TPU7x": Chip(94.74 * GIB, 300e9),  # of one of the chip's two devices
 }
 
 

@@ -182,34 +182,35 @@ def align(scores: Sequence[float], count: int) -> list[float] | None:
     return [*scores[: count - 1], min(scores[count - 1 :])]
 
 
+def load_scorer(config: ConfigDict, mesh: Mesh, folder: Path | store.Described) -> tuple[Scorer, int]:
+    """The scorer of `config.reward` with the model in `folder`, and the tokens of its rows."""
+    kind, stored = store.load_config(folder)
+    if kind != "reward":
+        raise UserError(f"config.reward.model={config.model} holds a {kind} model where a reward model is needed")
+    if not 0 <= config.row_length <= stored.max_length or config.tokens_per_batch < 1:
+        raise UserError(
+            f"config.reward.row_length={config.row_length} must be from 0 to the model's {stored.max_length} positions, "
+            f"and tokens_per_batch={config.tokens_per_batch} at least 1"
+        )
+    with naming("config.reward."):
+        store.check(config.dtype, config.quantize)
+    graph, _, params = store.load_frozen(folder, mesh, "reward", config.dtype, config.quantize)
+    return Scorer(graph, params, mesh), config.row_length or stored.max_length
+
+
 class _RewardModel:
     """A frozen reward model with its tokenizer and its template."""
 
     def __init__(self, config: ConfigDict, mesh: Mesh):
         if not config.model:
             raise UserError('config.reward.model is empty; name the model/ folder of a reward model, or set process to "none"')
-        kind, stored = store.load_config(config.model)
-        if kind != "reward":
-            raise UserError(f"config.reward.model={config.model} holds a {kind} model where a reward model is needed")
-        if not 0 <= config.row_length <= stored.max_length or config.tokens_per_batch < 1:
-            raise UserError(
-                f"config.reward.row_length={config.row_length} must be from 0 to the model's {stored.max_length} positions, "
-                f"and tokens_per_batch={config.tokens_per_batch} at least 1"
-            )
+        self._scorer, self._row_length = load_scorer(config, mesh, Path(config.model))
         reads = {"template": "e2h", "read_at": "separator_last"} | store.load_reads(config.model)
         self._read_at = config.read_at or reads["read_at"]
         if self._read_at not in READ_AT:
             raise UserError(f'config.reward.read_at="{self._read_at}" is unknown{nearest(self._read_at, READ_AT)}')
         self.tokenizer, self.template = load_tokenizer(config.model), get_template(config.template or reads["template"])
         check_tag(self.tokenizer, self.template)
-        dtype = config.dtype or stored.dtype
-        with naming("config.reward."):
-            store.check(dtype, config.quantize)
-        graph, _, params = store.load(
-            Path(config.model), mesh, "reward", dtype=dtype, param_dtype=dtype, quantize=config.quantize
-        )
-        self._scorer = Scorer(graph, params, mesh)
-        self._row_length = config.row_length or stored.max_length
         self._packing = {"tokens_per_batch": config.tokens_per_batch, "shards": axis_size(mesh, "batch"), "granularity": 1}
 
     def scores(

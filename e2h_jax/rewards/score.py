@@ -7,6 +7,7 @@ with what is missing. On several hosts each writes a share of the solutions.
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -24,8 +25,9 @@ from e2h_jax.errors import UserError, nearest
 from e2h_jax.metrics import MetricsWriter
 from e2h_jax.models import store
 from e2h_jax.parallel.mesh import make_mesh
+from e2h_jax.parallel.programs import Assumed, Program, Unit
 from e2h_jax.parallel.rules import axis_size
-from e2h_jax.rewards.scoring import Scorer, plan
+from e2h_jax.rewards.scoring import Scorer, batch_rows, plan
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -59,10 +61,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         )
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
-    dtype = config.dtype or store.load_config(config.model)[1].dtype
-    graph, model_config, params = store.load(
-        Path(config.model), mesh, "reward", dtype=dtype, param_dtype=dtype, quantize=config.quantize
-    )
+    graph, model_config, params = store.load_frozen(Path(config.model), mesh, "reward", config.dtype, config.quantize)
     reads = {"template": "e2h", "read_at": "separator_last"} | store.load_reads(config.model)
     for name in reads:
         if config[name] and config[name] != reads[name]:
@@ -134,6 +133,19 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         "tokens_per_second": sum(len(encoded[index].tokens) for index in missing) / seconds,
         "padding": 1 - sum((b.segment_ids > 0).sum() for b in batches) / max(1, sum(b.tokens.size for b in batches)),
     }
+
+
+def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) -> Iterator[Program]:
+    """The programs that `run` compiles, see parallel/programs.py: the one for the longest solution."""
+    check(config)
+    described = assumed.model(config.model)
+    graph, model_config, params = store.load_frozen(described, mesh, "reward", config.dtype, config.quantize)
+    prompt = assumed.prompt(model_config.max_length - 1, f"a solution in {model_config.max_length} positions")
+    longest = prompt + assumed.solution(min(1024, model_config.max_length - prompt))
+    length = config.row_length or -(-longest // config.length_bucket) * config.length_bucket
+    rows, unit = batch_rows(config.tokens_per_batch, length, axis_size(mesh, "batch")), Unit("1M scored tokens", 1e6)
+    runs = unit.tokens / (rows * length)
+    yield from Scorer(graph, params, mesh).programs(rows, length, {"parameters": params}, unit, runs)
 
 
 def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:

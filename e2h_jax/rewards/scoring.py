@@ -4,8 +4,8 @@ The solution's text is tokenised with the reward model's own tokenizer, so polic
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from e2h_jax.data.batches import plan_rows
 from e2h_jax.data.steps import EncodedSolution, read_positions
 from e2h_jax.models.attention import packed_causal
+from e2h_jax.parallel.programs import Program, Unit
 from e2h_jax.parallel.rules import constrain
 
 
@@ -46,9 +47,14 @@ def plan(
             rows[-(-length // granularity) * granularity].append([index])
     batches = []
     for length, members in sorted(rows.items()):
-        size = max(1, tokens_per_batch // length // shards) * shards
+        size = batch_rows(tokens_per_batch, length, shards)
         batches += [_batch(encoded, members[i : i + size], size, length) for i in range(0, len(members), size)]
     return batches
+
+
+def batch_rows(tokens_per_batch: int, length: int, shards: int) -> int:
+    """Rows of a batch: a multiple of the mesh's batch shards."""
+    return max(1, tokens_per_batch // length // shards) * shards
 
 
 def _batch(encoded: Sequence[EncodedSolution], rows: Sequence[Sequence[int]], size: int, length: int) -> Batch:
@@ -82,6 +88,13 @@ class Scorer:
         """Score logits float32 [B, L], not waited for."""
         with jax.set_mesh(self.mesh):
             return self._logits(self.params, batch.tokens, batch.positions, batch.segment_ids)
+
+    def programs(
+        self, rows: int, length: int, held: Mapping[str, Any], unit: Unit, runs: float, name: str = "score"
+    ) -> Iterator[Program]:
+        """The program of `logits` for batches [rows, length]; `held` is what lies on the devices, the parameters included."""
+        tokens = jax.ShapeDtypeStruct((rows, length), np.int32)
+        yield Program(name, self._logits, (self.params, tokens, tokens, tokens), self.mesh, held, unit, runs)
 
     def score(
         self, encoded: Sequence[EncodedSolution], batches: Sequence[Batch], where: str

@@ -21,7 +21,9 @@ from e2h_jax.models.attention import KeyValues
 from e2h_jax.models.cached_attention import LayerCache, chunk_sizes, decode, settle
 from e2h_jax.models.llama import LlamaConfig, unstack
 from e2h_jax.parallel.rules import axis_size, constrain
+from e2h_jax.parallel.shapes import is_abstract, shapes
 from e2h_jax.sampling.choose import Settings, choose, row_keys, row_uniforms
+from e2h_jax.sampling.exchange import Log, Rows, Work
 
 _unstack = jax.jit(unstack, static_argnums=1)
 BLOCK = 8  # steps between two moments at which ended rows are given their next sample
@@ -30,41 +32,15 @@ SUFFIX_CHUNK = 64  # columns of the first suffix chunks
 SUFFIX_CHUNKS = 4  # of this size, before they double. More: fewer columns read in vain, and more programs to compile
 
 
-class Rows(NamedTuple):
-    """What the rows are doing; stays on the device."""
+class Description(NamedTuple):
+    """The largest programs of a kernel, each with its arguments, and what it keeps on the devices; for `e2h plan`."""
 
-    logits: jax.Array  # float32 [P, N, V] of the next token
-    age: jax.Array  # int32 [P, N], tokens drawn so far
-    active: jax.Array  # bool [P, N]
-    place: jax.Array  # int32 [P, N]
-    sample: jax.Array  # uint32 [P, N], sample index
-
-
-class Work(NamedTuple):
-    """What the host sends with every dispatch: the prompts that are loaded, and samples to start."""
-
-    lengths: np.ndarray  # int32 [2, P] of the prompts, by place; 1 where there is none
-    problems: np.ndarray  # uint32 [2, P], the problem's number in the random stream
-    queue_place: np.ndarray  # int32 [P, Q], samples to start next, group by group
-    queue_sample: np.ndarray  # uint32 [P, Q]
-    queue_length: np.ndarray  # int32 [P]
-    cancel: np.ndarray  # bool [P, N], rows to give up
-
-
-class Log(NamedTuple):
-    """What happened in each block of a dispatch: the block's rows, and their tokens."""
-
-    age: jax.Array  # int32 [C, P, N] at the beginning of the block
-    place: jax.Array  # int32 [C, P, N]
-    sample: jax.Array  # uint32 [C, P, N]
-    count: jax.Array  # int32 [C, P, N], tokens drawn in the block, EOS included; 0 where no row was active
-    ended: jax.Array  # bool [C, P, N]: the row ended in this block, by EOS or at the limit
-    tokens: jax.Array  # int32 [C, P, N, BLOCK]
-    logprobs: jax.Array  # float32 [C, P, N, BLOCK], under the model's own distribution
-    sampling_logprobs: jax.Array  # float32 [C, P, N, BLOCK], under the tempered and restricted one
-    steps: jax.Array  # int32 [], steps computed
-    taken: jax.Array  # int32 [P], entries of the queue that were started
-    active: jax.Array  # bool [P, N] in the end
+    load: tuple[jax.stages.Wrapped, tuple]  # makes the weights that it keeps
+    prefill: tuple[jax.stages.Wrapped, tuple]
+    decode: tuple[jax.stages.Wrapped, tuple]
+    weights: tuple
+    prompts: tuple  # caches of prompts, rows and their logits: there from the beginning
+    suffixes: list  # caches of what rows have drawn: made when they are needed
 
 
 class Kernel:
@@ -114,59 +90,81 @@ class Kernel:
 
     def update(self, params: nnx.State) -> None:
         """Takes new weights of the same shapes, in the compute dtype and layer by layer."""
-        self.abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params))
+        self.abstract = is_abstract(params)
         with jax.set_mesh(self.mesh):
+            self._params = None  # the old ones make room
             if self.abstract:
-                program = jax.jit(unstack, static_argnums=1).lower(params, self.config.dtype).compile()
-                self._params = program.out_info
+                self._params = shapes(_unstack.lower(params, self.config.dtype).compile().out_info)
             else:
-                self._params = None  # the old ones make room
                 self._params = _unstack(params, self.config.dtype)
 
     def weights(self) -> list[dict[str, jax.Array]]:
         """The parameters that every step reads whole: all but the embedding (unless it is the output matrix, too), by layer."""
         rest, layers = self._params
         heads = {name: value for name, value in rest.items() if name != "embedding" or "lm_head" not in rest}
-        return [{name: param[...] for name, param in part.items()} for part in (heads, *layers)]
+        return [{name: param.get_value() for name, param in part.items()} for part in (heads, *layers)]
 
     def compile(self, lengths: Iterable[int]) -> None:
         """Compiles all programs for prompts of these lengths and makes their caches. Called again, it adds what is new."""
         buckets = sorted({bucket for bucket in map(self.bucket, lengths) if ("prefill", bucket) not in self.programs})
         if not buckets:
             return
+        self._make_caches(buckets[-1])
+        with jax.set_mesh(self.mesh):
+            for bucket in buckets:
+                program, arguments = self._prefilling(bucket)
+                self.programs["prefill", bucket] = program.lower(*arguments).compile()
+                chunks = len(chunk_sizes(self.prompt_bucket, bucket))
+                for pieces in range(1, len(self._suffix_sizes) + 1):
+                    program, arguments = self._decoding(chunks, self._suffix_chunks(pieces))
+                    self.programs["decode", chunks, pieces] = program.lower(*arguments).compile()
+
+    def describe(self, params: nnx.State, length: int) -> Description:
+        """The largest programs for prompts up to this length and the caches, where `params` were shapes; see `Description`."""
+        bucket = self.bucket(length)
+        self._make_caches(bucket)
+        suffix = self._suffix_chunks(len(self._suffix_sizes))
+        return Description(
+            (_unstack, (params, self.config.dtype)),
+            self._prefilling(bucket),
+            self._decoding(len(chunk_sizes(self.prompt_bucket, bucket)), suffix),
+            self._params,
+            (self._prefix, self._rows, self._first_logits),
+            suffix,
+        )
+
+    def _make_caches(self, bucket: int) -> None:
+        """The rows, and room for prompts of this many tokens; the programs that make room for suffixes."""
         with jax.set_mesh(self.mesh):
             if not self.programs:
                 self._rows, self._first_logits = self._run(jax.jit(self._nothing).lower().compile())
                 for size in sorted(set(self._suffix_sizes)):
                     self.programs["suffix", size] = jax.jit(self._chunk, static_argnums=(0, 1)).lower(size, self.rows).compile()
-            for size in chunk_sizes(self.prompt_bucket, buckets[-1])[len(self._prefix[0]) :]:
+            for size in chunk_sizes(self.prompt_bucket, bucket)[len(self._prefix[0]) :]:
                 program = jax.jit(self._chunk, static_argnums=0).lower(size).compile()
                 for place in self._prefix:
                     place.append(self._run(program))
-            for bucket in buckets:
-                chunks = len(chunk_sizes(self.prompt_bucket, bucket))
-                place, ids = self._prefix[0][:chunks], np.zeros((self.shards, bucket), np.int32)
-                program = jax.jit(self._prefill, donate_argnums=(1, 2))
-                arguments = (self._params, place, self._first_logits, np.int32(0), ids, ids[:, 0], ids[:, 0])
-                self.programs["prefill", bucket] = program.lower(*arguments).compile()
-                prefix = [place[:chunks] for place in self._prefix]
-                for pieces in range(1, len(self._suffix_sizes) + 1):
-                    suffix = [self.programs["suffix", size].out_info for size in self._suffix_sizes[:pieces]]
-                    program = jax.jit(self._decode, donate_argnums=(3, 4))
-                    arguments = (
-                        self._params,
-                        prefix,
-                        self._first_logits,
-                        suffix,
-                        self._rows,
-                        self.nothing_to_do(),
-                        np.int32(0),
-                    )
-                    self.programs["decode", chunks, pieces] = program.lower(*arguments).compile()
+
+    def _prefilling(self, bucket: int) -> tuple[jax.stages.Wrapped, tuple]:
+        """The program that prefills prompts of this bucket, and what it is called with."""
+        place = self._prefix[0][: len(chunk_sizes(self.prompt_bucket, bucket))]
+        ids = np.zeros((self.shards, bucket), np.int32)
+        arguments = (self._params, place, self._first_logits, np.int32(0), ids, ids[:, 0], ids[:, 0])
+        return jax.jit(self._prefill, donate_argnums=(1, 2)), arguments
+
+    def _decoding(self, chunks: int, suffix: list) -> tuple[jax.stages.Wrapped, tuple]:
+        """The program that decodes with so many chunks of prompts and these of suffixes, and what it is called with."""
+        prefix = [place[:chunks] for place in self._prefix]
+        arguments = (self._params, prefix, self._first_logits, suffix, self._rows, self.nothing_to_do(), np.int32(0))
+        return jax.jit(self._decode, donate_argnums=(3, 4)), arguments
+
+    def _suffix_chunks(self, pieces: int) -> list:
+        """Shapes of the first chunks of the suffix."""
+        return [shapes(self.programs["suffix", size].out_info) for size in self._suffix_sizes[:pieces]]
 
     def _run(self, program: jax.stages.Compiled):
         """What a program without inputs returns; only its shapes and shardings where the weights are abstract."""
-        return program.out_info if self.abstract else program()
+        return shapes(program.out_info) if self.abstract else program()
 
     def bucket(self, length: int) -> int:
         """The padded length of a prompt: a function of the prompt alone, so numerics are too."""
@@ -218,9 +216,8 @@ class Kernel:
         """
         chunks = len(chunk_sizes(self.prompt_bucket, int(work.lengths.max())))
         # As many pieces as the oldest row will need.
-        needed = min(oldest + blocks * BLOCK, self.settings.max_new_tokens - 1)
-        pieces = next(n for n in range(1, len(self._suffix_sizes) + 1) if sum(self._suffix_sizes[:n]) >= needed)
-        self.columns = (2 * self.bucket(int(work.lengths.max())), sum(self._suffix_sizes[:pieces]) + BLOCK)
+        pieces = self._pieces(oldest + blocks * BLOCK)
+        self.columns = self.read_columns(int(work.lengths.max()), oldest + blocks * BLOCK)
         with jax.set_mesh(self.mesh):
             while len(self._suffix) < pieces:
                 self._suffix.append(self.programs["suffix", self._suffix_sizes[len(self._suffix)]]())
@@ -229,6 +226,14 @@ class Kernel:
                 self._params, prefix, self._first_logits, self._suffix[:pieces], self._rows, work, np.int32(blocks)
             )
         return log
+
+    def read_columns(self, length: int, age: int) -> tuple[int, int]:
+        """Columns of a group's prompts and of a row's suffix that a step reads, with the longest prompt and the oldest row."""
+        return 2 * self.bucket(length), sum(self._suffix_sizes[: self._pieces(age)]) + BLOCK
+
+    def _pieces(self, age: int) -> int:
+        needed = min(age, self.settings.max_new_tokens - 1)
+        return next(n for n in range(1, len(self._suffix_sizes) + 1) if sum(self._suffix_sizes[:n]) >= needed)
 
     # The programs
 

@@ -13,7 +13,7 @@ from e2h_jax.data.rollout import Rollout
 from e2h_jax.data.steps import encode_continuations
 from e2h_jax.data.templates import Template
 from e2h_jax.models.llama import LlamaConfig
-from e2h_jax.sampling.sample import make_kernel, stop_texts
+from e2h_jax.sampling.sample import end_tokens, make_kernel, stop_texts
 from e2h_jax.sampling.scheduler import Request, draw
 
 
@@ -42,7 +42,9 @@ class Sampler:
             for problem, encoded in zip(problems, prompts, strict=True)
         }
         lengths = [len(prompt) for prompt in self.prompts.values()]
-        self.kernel = make_kernel(config, graph, model_config, params, mesh, tokenizer, template, lengths)
+        ends = end_tokens(tokenizer, template)
+        self.kernel = make_kernel(config, graph, model_config, params, mesh, ends, max(lengths, default=0))
+        self.kernel.compile(lengths)
 
     def draw(
         self, problems: Sequence[Mapping], samples: Sequence[int], interrupted: Callable[[], Any] = lambda: None

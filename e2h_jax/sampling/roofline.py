@@ -23,14 +23,17 @@ class Roofline:
     def __init__(self, kernel: Kernel):
         c = kernel.config
         device = kernel.mesh.devices.flat[0]
-        self.peaks = _measured(kernel) if device.platform == "cpu" else PUBLISHED.get(device.device_kind)
+        if device.platform == "cpu":
+            self.peaks = None if kernel.abstract else _measured(kernel)
+        else:
+            self.peaks = PUBLISHED.get(device.device_kind)
         self.known = self.peaks is not None
         self._rows, self._groups = kernel.groups * kernel.rows, kernel.groups
         self._devices = kernel.mesh.devices.size
         weights = jax.tree.leaves(kernel.weights())
         self._weights = sum(weight.size for weight in weights)
         # Weights are held once by every group of `tensor` devices that share a row (gathered over the others, if cut there).
-        self._weight_bytes = sum(weight.nbytes for weight in weights) * kernel.shards
+        self._weight_bytes = sum(weight.size * weight.dtype.itemsize for weight in weights) * kernel.shards
         self._column_bytes = 2 * c.layers * c.kv_heads * c.head_dim * jnp.dtype(c.dtype).itemsize
         self._column_flops = 4 * c.layers * c.heads * c.head_dim
 
@@ -38,10 +41,15 @@ class Roofline:
         """The least time for the steps of a round; 0 if the limits are not known."""
         if not self.known:
             return 0.0
-        prompt, suffix = round_.columns
+        flops, traffic = self.work(round_.steps, round_.columns)
+        return max(flops / self.peaks.flops, traffic / self.peaks.bandwidth)
+
+    def work(self, steps: int, columns: tuple[int, int]) -> tuple[float, float]:
+        """Operations and bytes of one device in so many steps that read these columns of prompts and of suffixes."""
+        prompt, suffix = columns
         flops = self._rows * (2 * self._weights + self._column_flops * (prompt + suffix))
         traffic = self._weight_bytes + self._column_bytes * (self._groups * prompt + self._rows * suffix)
-        return round_.steps * max(flops / self.peaks.flops, traffic / self.peaks.bandwidth) / self._devices
+        return steps * flops / self._devices, steps * traffic / self._devices
 
 
 def _measured(kernel: Kernel) -> Peaks:

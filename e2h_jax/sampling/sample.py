@@ -9,8 +9,9 @@ missing. On several hosts each writes the samples of its own rows.
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -30,11 +31,14 @@ from e2h_jax.models import store
 from e2h_jax.models.llama import LlamaConfig
 from e2h_jax.parallel.checks import check_rows
 from e2h_jax.parallel.mesh import make_mesh
+from e2h_jax.parallel.programs import Assumed, Program, Unit
 from e2h_jax.parallel.rules import axis_size
 from e2h_jax.sampling.choose import Settings
-from e2h_jax.sampling.kernel import BLOCK, BLOCKS, Kernel
+from e2h_jax.sampling.kernel import BLOCK, BLOCKS, Description, Kernel
 from e2h_jax.sampling.roofline import Roofline
 from e2h_jax.sampling.scheduler import Drawn, Request, draw
+
+ASSUMED_END = (2,)  # the ids at which rows end, where there is no tokenizer yet; what they are changes no shape
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -71,10 +75,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     check(config)
     mesh = make_mesh(config.mesh)
     check_rows(mesh, rows=config.rows)
-    dtype = config.dtype or store.load_config(config.model)[1].dtype
-    graph, model_config, params = store.load(
-        Path(config.model), mesh, "policy", dtype=dtype, param_dtype=dtype, quantize=config.quantize
-    )
+    graph, model_config, params = store.load_frozen(Path(config.model), mesh, "policy", config.dtype, config.quantize)
     tokenizer, template = load_tokenizer(config.model), get_template(config.template)
     problems = select_levels(read_many(config.problems, "problem"), config.levels)
     problems = problems[: config.limit or None]
@@ -94,7 +95,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
                 requests.append(Request(problem["id"], tokens, missing))
         began = time.perf_counter()
         lengths = [len(request.tokens) for request in requests]
-        kernel = make_kernel(config, graph, model_config, params, mesh, tokenizer, template, lengths)
+        ends = end_tokens(tokenizer, template)
+        kernel = make_kernel(config, graph, model_config, params, mesh, ends, max(lengths, default=0))
+        kernel.compile(lengths)
         del params  # the kernel has its own, in the compute dtype
         roofline = Roofline(kernel)
         compiled = time.perf_counter()
@@ -146,12 +149,12 @@ def make_kernel(
     model_config: LlamaConfig,
     params: nnx.State,
     mesh: Mesh,
-    tokenizer,
-    template: Template,
-    lengths: Sequence[int],
+    end_ids: tuple[int, ...],
+    longest: int,
 ) -> Kernel:
-    """The kernel that draws as `config` says (the fields of this stage), compiled for prompts of these `lengths`."""
-    longest, shards = max(lengths, default=0), axis_size(mesh, "batch")
+    """The kernel that draws as `config` says (the fields of this stage), to be compiled; UserError if the longest prompt is too
+    long for it."""
+    shards = axis_size(mesh, "batch")
     if longest + config.max_new_tokens > model_config.max_length:
         raise UserError(
             f"a prompt of {longest} tokens and config.max_new_tokens={config.max_new_tokens} exceed the model's "
@@ -161,13 +164,13 @@ def make_kernel(
     rows = min(config.rows_per_prompt or min(16, -(-config.samples // 4)), config.rows // shards)
     settings = Settings(
         config.max_new_tokens,
-        end_tokens(tokenizer, template),
+        end_ids,
         config.temperature,
         config.top_k,
         config.top_p,
         config.min_p,
     )
-    kernel = Kernel(
+    return Kernel(
         graph,
         model_config,
         params,
@@ -178,8 +181,64 @@ def make_kernel(
         settings=settings,
         prompt_bucket=config.prompt_bucket,
     )
-    kernel.compile(lengths)
-    return kernel
+
+
+def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) -> Iterator[Program]:
+    """The programs that `run` compiles, see parallel/programs.py."""
+    check(config)
+    described = assumed.model(config.model)
+    graph, model_config, params = store.load_frozen(described, mesh, "policy", config.dtype, config.quantize)
+    unit = Unit("1M sampled tokens", 1e6)
+    drawing = describe(config, graph, model_config, params, mesh, assumed, model_config.max_length)
+    first = {"parameters": params, "cache": drawing.description.prompts}  # the stacked parameters go when all is compiled
+    yield Program("load", *drawing.description.load, mesh, first, unit, runs=0)
+    yield from drawing.programs({}, unit, unit.tokens)
+
+
+class Drawing(NamedTuple):
+    """A kernel that only exists as shapes, and what is assumed of its work."""
+
+    kernel: Kernel
+    description: Description
+    samples: int  # of a prompt
+    prompt_tokens: int
+    solution_tokens: int
+
+    def programs(self, held: Mapping[str, Any], unit: Unit, tokens: float) -> Iterator[Program]:
+        """Prefill and decode of so many drawn tokens a unit; `held` is what lies on the devices besides weights and caches."""
+        kernel, description = self.kernel, self.description
+        mine = {"parameters": description.weights, "cache": (description.prompts, description.suffixes)}
+        held = {name: (held.get(name), mine.get(name)) for name in held | mine}
+        work = Roofline(kernel).work(BLOCK * BLOCKS, kernel.read_columns(self.prompt_tokens, self.solution_tokens))
+        prefills = tokens / self.solution_tokens / self.samples / kernel.shards
+        dispatches = tokens / (kernel.groups * kernel.rows * BLOCK * BLOCKS)
+        yield Program("prefill", *description.prefill, kernel.mesh, held, unit, prefills)
+        yield Program("decode", *description.decode, kernel.mesh, held, unit, dispatches, (BLOCKS, BLOCK), work)
+
+
+def describe(
+    config: ml_collections.ConfigDict,
+    graph: nnx.GraphDef,
+    model_config: LlamaConfig,
+    params: nnx.State,
+    mesh: Mesh,
+    assumed: Assumed,
+    positions: int,
+    beside: Kernel | None = None,
+) -> Drawing:
+    """The kernel of `make_kernel` for the longest prompt that is assumed; `params` are shapes.
+
+    Args:
+      positions: that prompt and solution may take together.
+      beside: another kernel, whose weights it uses.
+    """
+    why = f"config.max_new_tokens={config.max_new_tokens} of {positions} positions"
+    prompt = assumed.prompt(positions - config.max_new_tokens, why)
+    kernel = make_kernel(config, graph, model_config, params, mesh, ASSUMED_END, prompt)
+    if beside is not None:
+        kernel.adopt(beside)
+    solution = assumed.solution(config.max_new_tokens)
+    return Drawing(kernel, kernel.describe(params, prompt), config.samples, prompt, solution)
 
 
 def check(config: ml_collections.ConfigDict) -> None:

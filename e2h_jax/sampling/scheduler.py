@@ -14,7 +14,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from e2h_jax.sampling.kernel import BLOCK, BLOCKS, Kernel, Log
+from e2h_jax.sampling.exchange import Log
+from e2h_jax.sampling.kernel import BLOCK, BLOCKS, Kernel
 
 
 class Request(NamedTuple):

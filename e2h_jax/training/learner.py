@@ -4,7 +4,7 @@ Rollouts have different lengths, so that the rows of a minibatch, packed, are ne
 shape are accumulated one after the other and applied once: two programs, whatever comes.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,8 +14,10 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from e2h_jax.parallel.programs import Program, Unit
 from e2h_jax.parallel.rules import batch_sharding
-from e2h_jax.training.loop import TrainState, init_state
+from e2h_jax.parallel.shapes import placed
+from e2h_jax.training.loop import Batch, TrainState, init_state
 
 
 def to_device(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -33,7 +35,8 @@ class Learner:
     Args:
       loss_fn: (params, microbatch) -> (loss, sums to log); both are sums over the microbatch's tokens, whose weights the
         caller has normalised over the whole minibatch.
-      params: what is trained, nnx.State of float32. The learner owns it: its buffers are donated at the first update.
+      params: what is trained, nnx.State of float32. The learner owns it: its buffers are donated at the first update. With
+        shapes in their place, `programs` tells what would run.
       frozen: the rest of the model (LoRA), None without.
     """
 
@@ -80,6 +83,20 @@ class Learner:
                 totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
             self.state, norm = self._apply(self.state, grads)
         return totals | {"grad_norm": norm}
+
+    def programs(
+        self, name: str, batch: Batch, held: Mapping[str, Any], unit: Unit, updates: int, microbatches: float
+    ) -> Iterator[Program]:
+        """The programs of `update`, for `updates` a unit of so many microbatches of the shape of `batch`.
+
+        `held` is what lies on the devices besides the gradients.
+        """
+        state, shardings = self.state, jax.tree.map(lambda leaf: leaf.sharding, self.state.params)
+        grads = placed(state.params, shardings)
+        held = {**held, "gradients": grads}
+        accumulated = (state.params, self.frozen, grads, batch)
+        yield Program(f"{name} gradient", self._accumulate, accumulated, self.mesh, held, unit, updates * microbatches)
+        yield Program(f"{name} update", self._apply, (state, grads), self.mesh, held, unit, updates)
 
 
 def merged(params: nnx.State, frozen: nnx.State | None) -> nnx.State:

@@ -6,7 +6,7 @@ Same seed and data, same parameters, bit for bit, also when the run is killed an
 import functools
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,9 @@ from e2h_jax.data.storage import check_same
 from e2h_jax.errors import UserError
 from e2h_jax.metrics import MetricsWriter
 from e2h_jax.parallel.checks import check_hosts
+from e2h_jax.parallel.programs import Program, Unit
 from e2h_jax.parallel.rules import axis_size, batch_sharding, constrain, state_shardings
+from e2h_jax.parallel.shapes import is_abstract, made
 from e2h_jax.training import optimizer as optimizers
 from e2h_jax.training.checkpoint import Checkpoints
 from e2h_jax.training.faults import FiniteCheck, interrupts, stop
@@ -43,6 +45,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.length = 1024  # tokens per packed row
     config.batch_size = 128  # packed rows per optimiser step, over all devices
     config.microbatches = 1  # gradient accumulation: the batch is cut into this many parts
+    config.remat = ""  # what the backward pass recomputes: none | dots | full, see models/llama.py; "" = the model's own
     config.optimizer = optimizers.defaults()
     config.log_every = 10  # steps
     config.wandb = False  # log to Weights & Biases too (pip install wandb)
@@ -59,7 +62,7 @@ class TrainState(NamedTuple):
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """A state at step 0 whose optimiser moments are laid out like their parameters."""
+    """A state at step 0 whose optimiser moments are laid out like their parameters; of shapes, its shapes."""
     shapes = jax.eval_shape(optimizer.init, params)
     replicated = NamedSharding(mesh, PartitionSpec())
     is_param = lambda leaf: hasattr(leaf, "get_metadata")  # noqa: E731
@@ -68,8 +71,8 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, mesh: Mesh)
         shapes,
         is_leaf=is_param,  # a frozen parameter's moments are a Param without leaves
     )
-    opt_state = jax.jit(optimizer.init, out_shardings=shardings)(params)
-    return TrainState(jax.device_put(jnp.int32(0), replicated), params, opt_state)
+    step = made(lambda: jnp.int32(0), replicated, abstract=is_abstract(params))
+    return TrainState(step, params, made(optimizer.init, shardings, params))
 
 
 def make_train_step(
@@ -261,11 +264,42 @@ def fit(
         epochs=config.epochs,
         own=own_rows(mesh, config.batch_size),
     )
-    optimizer = optimizers.make_optimizer(config.optimizer, steps, params)
+    state, train_step = _begin(config, mesh, params, loss_fn, steps, frozen)
     with jax.set_mesh(mesh):
-        state = init_state(params, optimizer, mesh)
-        train_step = make_train_step(loss_fn, optimizer, state, config.microbatches, frozen)
         state, summary = train(
             workdir=workdir, config=config, mesh=mesh, state=state, train_step=train_step, dataset=dataset, steps=steps
         )
     return state.params, summary
+
+
+def _begin(
+    config: ml_collections.ConfigDict, mesh: Mesh, params: Any, loss_fn: LossFn, steps: int, frozen: Any
+) -> tuple[TrainState, Callable]:
+    optimizer = optimizers.make_optimizer(config.optimizer, steps, params)
+    with jax.set_mesh(mesh):
+        state = init_state(params, optimizer, mesh)
+        return state, make_train_step(loss_fn, optimizer, state, config.microbatches, frozen)
+
+
+def programs(
+    config: ml_collections.ConfigDict,
+    mesh: Mesh,
+    params: Any,
+    loss_fn: LossFn,
+    example: Example,
+    steps: int,
+    frozen: Any = None,
+) -> Iterator[Program]:
+    """The program of `fit`: its training step, for batches of examples that have the fields of `example`."""
+    check(config, mesh)
+    state, train_step = _begin(config, mesh, params, loss_fn, steps, frozen)
+    batch = batch_shapes(example | {"segment_ids": np.zeros(0, np.int32)}, config.batch_size, config.length, mesh)
+    held = {"parameters": (params, frozen), "optimiser": state.opt_state}
+    unit = Unit("step", config.batch_size * config.length)
+    yield Program("train step", train_step, (state, batch), mesh, held, unit)
+
+
+def batch_shapes(fields: Mapping[str, np.ndarray], rows: int, length: int, mesh: Mesh) -> Batch:
+    """Shapes [rows, length] of a batch that has arrays of these dtypes."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.ShapeDtypeStruct((rows, length), array.dtype, sharding=sharding) for name, array in fields.items()}

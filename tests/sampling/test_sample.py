@@ -182,7 +182,7 @@ def test_greedy(world, tmp_path):
         ({"problems": "nothing.jsonl"}, r"nothing\.jsonl: there is no such file"),
         ({"template": "e3h"}, r'there is no template "e3h" \(did you mean "e2h"\?\)'),
         ({"mesh": (1, 3, 1)}, r"needs 3 devices but 8 are there"),
-        ({"mesh": (1, 1, 8)}, r"does not fit the model"),
+        ({"mesh": (1, 1, 8)}, r"does not divide the key/value heads"),
         ({"dtype": "bfloat17"}, r"config\.dtype=.bfloat17. must be float32 or bfloat16"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
