@@ -21,5 +21,7 @@ from stages import Recipe
 def get_config():
     recipe = Recipe("metamath", "7b")
     generators = recipe.reranked(prm=recipe.prm(), orm=recipe.orm(), oprm=recipe.oprm())
-    recipe.evaluate("rerank_7b", generators)
+    curve = "metamath SFT-7b + "
+    paper = {"prm": curve + "Math-Shepherd-PRM-7b", "orm": curve + "ORM-7b", "oprm": curve + "OPRM-7b"}
+    recipe.evaluate("rerank_7b", generators, **paper)
     return recipe.finish()

@@ -21,5 +21,7 @@ from stages import Recipe
 def get_config():
     recipe = Recipe("prm800k", "34b")
     generators = recipe.reranked(prm=recipe.prm(), orm=recipe.orm(), oprm=recipe.oprm())
-    recipe.evaluate("rerank_34b", generators)
+    curve = "prm800k SFT-34b + "
+    paper = {"prm": curve + "PRM-34b", "orm": curve + "ORM-34b", "oprm": curve + "OPRM-34b"}
+    recipe.evaluate("rerank_34b", generators, **paper)
     return recipe.finish()

@@ -21,5 +21,7 @@ from stages import Recipe
 def get_config():
     recipe = Recipe("prm800k", "7b")
     generators = recipe.reranked(prm=recipe.prm(), orm=recipe.orm(), oprm=recipe.oprm())
-    recipe.evaluate("rerank_7b", generators)
+    curve = "prm800k SFT-7b + "
+    paper = {"prm": curve + "PRM-7b", "orm": curve + "ORM-7b", "oprm": curve + "OPRM-7b"}
+    recipe.evaluate("rerank_7b", generators, **paper)
     return recipe.finish()

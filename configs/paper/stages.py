@@ -243,6 +243,7 @@ class Recipe:
             "top_k": 20,
             "max_new_tokens": 768,  # not stated for re-ranking; the longest response of PPO
             "rows": DECODED[self.size],
+            "prompt_bucket": 512,  # two lengths of prompts: few programs to compile
             "mesh": DECODING,
             "seed": self._seed,
         }
@@ -281,9 +282,13 @@ class Recipe:
         """The easy generator and policies that came of it, greedily."""
         return {_name(policy): {"greedy": self.greedy(policy)} for policy in (self.sft("easy"), *policies)}
 
-    def evaluate(self, name: str, generators: Mapping[str, Mapping[str, Any]], against: str = "") -> str:
-        """The table, by the paper's rules of grading (PRM800K's, without algebra); and each generator's difference to one."""
-        fields = {"problems": self.problems("test"), "generators": generators, "rules": "strict", "seed": self._seed}
+    def evaluate(self, name: str, generators: Mapping[str, Mapping[str, Any]], against: str = "", **paper: str) -> str:
+        """The table, by the paper's rules of grading (PRM800K's, without algebra); and each generator's difference to one.
+
+        `paper`: for an evaluator the paper's curve, which `e2h show` draws beside it.
+        """
+        fields = {"problems": self.problems("test"), "generators": generators, "rules": "strict", "paper": paper}
+        fields["seed"] = self._seed
         fields["compare"] = tuple((other, against) for other in generators if against and other != against)
         return self._add(name, "evaluate", fields)
 
@@ -338,7 +343,7 @@ class Recipe:
         return self._add(f"dpo_{questions}_{self.size}", "dpo", self._learning(questions) | fields)
 
     def _drawing(self, questions: str) -> dict[str, Any]:
-        return {"levels": QUESTIONS[questions][1], "max_new_tokens": 768, "rows": DECODED[self.size]}
+        return {"levels": QUESTIONS[questions][1], "max_new_tokens": 768, "rows": DECODED[self.size], "prompt_bucket": 384}
 
     def ppo(self, questions: str, prm: bool) -> str:
         """500 steps of 512 rollouts, with the arithmetic of the command (docs/ppo.md, docs/rewards.md), quirks included.
@@ -376,6 +381,7 @@ class Recipe:
                 "top_k": 50,  # quirk: judged by the probabilities of all tokens
                 "max_new_tokens": 768,
                 "rows": 256,
+                "prompt_bucket": 384,
             },
             "length": 384 + 768,
             "forward_rows": 32,
