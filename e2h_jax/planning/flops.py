@@ -42,7 +42,7 @@ def _count(jaxpr: Jaxpr, platform: str, loops: tuple[int, ...]) -> float:
                 times = {"scan": "length"}.get(name)
                 factor = parameters[times] if times else 1
                 if name == "shard_map":  # its body is one device's
-                    factor = math.prod(parameters["mesh"].shape[axis] for axis in parameters["manual_axes"])
+                    factor = math.prod(parameters["mesh"].shape[axis] for axis in parameters["newly_manual_axes"])
                 total += factor * sum(_count(inner, platform, loops) for inner in _inside(parameters))
     return total
 

@@ -1,13 +1,16 @@
 """Operations counted against a calculation by hand; the walk through compiled text against one written by hand."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from e2h_jax.models import flash
 from e2h_jax.models.llama import LlamaConfig
 from e2h_jax.models.store import Described
+from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.planning import flops, traffic
 from e2h_jax.planning.hlo import Module
 
@@ -109,3 +112,13 @@ def test_iterations_that_the_text_does_not_tell(known):
         text = text.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"5"}}')
     loops = () if known == "known_trip_count" else (5,)
     assert traffic.measure(Module(text), loops).collectives["all-reduce"][0] == 5
+
+
+def test_a_kernel_on_a_mesh_counts_on_every_device():
+    mesh = make_mesh((1, 2, 2), jax.devices()[:4])
+    q, ids = jax.ShapeDtypeStruct((4, 256, 4, 128), jnp.bfloat16), jax.ShapeDtypeStruct((4, 256), jnp.int32)
+    with jax.set_mesh(mesh):
+        attend = jax.jit(lambda *operands: flash.on_mesh(partial(flash.splash, interpret=True), *operands, None))
+        traced = attend.trace(q, q, q, ids)
+    # Scores and their sums with the values, of one block of 256: the half above the diagonal is computed too.
+    assert flops.count(traced, "tpu") == 2 * 2 * 4 * 4 * 256 * 256 * 128
