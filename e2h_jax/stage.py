@@ -105,6 +105,7 @@ def execute(
         if stage != "recipe" and (done := read_json(folder / "done.json")):
             print(f"{folder}: {stage} is done already, skipped (to run it again, delete the folder)")
             return done["metrics"]
+        hosts.wait(f"{folder} begun")  # what all have looked at must not change before
         identity = {"stage": stage, "fingerprint": fingerprint(config)}
         if first:
             asked = identity | {"inputs": dict(inputs or {}), "config": plain(config)}

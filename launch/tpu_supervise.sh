@@ -178,7 +178,7 @@ fetch() {
 
 # Watches the run until it has ended for good and returns its exit code; starts it, and starts it again after interruptions.
 supervise() {
-    local before="" failures=0 silence
+    local before="" failures=0 short=0 started=0 silence
     up
     supervised=yes
     while :; do
@@ -187,7 +187,7 @@ supervise() {
             if is_lost; then
                 e2h_note "$name: lost ($state); it is made anew and the run goes on"
                 up
-                before="" failures=0
+                before="" failures=0 short=0
             else
                 if [ "$before" != silent ]; then e2h_note "$name: workers do not answer ($silence); asking on"; fi
                 before=silent
@@ -207,7 +207,12 @@ supervise() {
                 stop_run
                 return "$run"
                 ;;
-            130 | 143) stop_run ;; # a notice of preemption: the slice may be about to go, or not
+            130 | 143) # a notice of preemption: the slice may be about to go, or not
+                stop_run
+                # Time after time within minutes, it is no preemption: workers that do not find each other end so too.
+                if [ $((SECONDS - started)) -lt 900 ]; then short=$((short + 1)); else short=0; fi
+                if [ $short -ge 10 ]; then return 1; fi
+                ;;
             idle) case $answers in *running*) stop_run ;; esac ;; # the start reached only some of them
             *)
                 stop_run
@@ -216,6 +221,7 @@ supervise() {
                 e2h_note "$name: exit code $run; it is started again ($failures of $retries)"
                 ;;
         esac
+        started=$SECONDS
         if ! start_run; then
             look
             if [ "$state" = ACTIVE ]; then failures=$((failures + 1)); fi

@@ -134,7 +134,8 @@ stop() {
 }
 
 results() {
-    local workdir name leave_out=(--exclude=checkpoints --exclude=model --exclude=huggingface)
+    local workdir name leave_out
+    leave_out=(--exclude=checkpoints --exclude=checkpoints-damaged --exclude=model --exclude=huggingface --exclude=.compiled)
     [ -s "$state/workdir" ] || e2h_fail "nothing was run on this slice yet."
     workdir=$(cat "$state/workdir") name=$(basename "$(cat "$state/workdir")")
     if [ "${1:-}" = --everything ]; then leave_out=(--exclude=.lock); fi

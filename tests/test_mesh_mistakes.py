@@ -60,7 +60,6 @@ ROWS = [
     ("dpo", {"train.batch_size": 12}, r"config\.train\.batch_size=12 does not divide by 8"),
     ("dpo", {"sample.rows": 12}, rf"config\.sample\.rows=12 {SHARDS}"),
     ("rest_em", {"train.batch_size": 12}, r"config\.train\.batch_size=12 does not divide by 8"),
-    ("rest_em", {"score.tokens_per_batch": 500}, r"config\.score\.tokens_per_batch=500 is less than a row of config\.score"),
     ("ppo", {"forward_rows": 12}, rf"config\.forward_rows=12 {SHARDS}"),
     ("ppo", {"update_rows": 12}, rf"config\.update_rows=12 {SHARDS}"),
     ("ppo", {"sample.rows": 12}, rf"config\.sample\.rows=12 {SHARDS}"),
@@ -129,16 +128,19 @@ def test_the_models_beside_the_policy(folder):
         "ppo": {"reward.process": "min", "reward.model": str(folder / "reward" / "kv")},
     }.items():
         refused(name, folder, "good", fields | {"mesh": (1, 2, 4)}, r"key/value heads of .*reward/kv, 2")
+    scored = {"reward_model": str(folder / "reward" / "good"), "score.tokens_per_batch": 500, "mesh": (1, 8, 1)}
+    refused("rest_em", folder, "good", scored, r"config\.score\.tokens_per_batch=500 is less than a row of config\.score")
     refused("rest_em", folder, "good", {"base": str(folder / "policy" / "kv"), "mesh": (1, 2, 4)}, r"heads of .*policy/kv, 2")
     refused("ppo", folder, "good", {"value_init": str(folder / "policy" / "kv"), "mesh": (1, 2, 4)}, r"heads of .*policy/kv, 2")
 
 
-def test_a_tensor_axis_that_leaves_its_host():
-    def mesh(fsdp, tensor):  # of two hosts with four devices each
-        devices = np.array([SimpleNamespace(process_index=index // 4) for index in range(8)]).reshape(1, fsdp, tensor)
-        return SimpleNamespace(devices=devices, shape={"data": 1, "fsdp": fsdp, "tensor": tensor})
+def test_hosts_that_share_some_rows_but_not_all():
+    def mesh(fsdp, tensor):  # of two hosts
+        count = fsdp * tensor
+        devices = np.array([SimpleNamespace(process_index=2 * index // count) for index in range(count)])
+        return SimpleNamespace(devices=devices.reshape(1, fsdp, tensor), shape={"data": 1, "fsdp": fsdp, "tensor": tensor})
 
-    check_hosts(mesh(2, 4))
-    check_hosts(mesh(4, 2))
-    with pytest.raises(UserError, match=r"config\.mesh=\(1, 1, 8\) cuts rows across hosts: choose a tensor axis that stays"):
-        check_hosts(mesh(1, 8))
+    for shape in ((2, 4), (4, 2), (1, 8), (6, 1)):
+        check_hosts(mesh(*shape))
+    with pytest.raises(UserError, match=r"config\.mesh=\(1, 3, 2\) cuts rows across hosts that share others: choose a tens"):
+        check_hosts(mesh(3, 2))

@@ -166,6 +166,19 @@ def test_a_recipe_may_begin_with_converting(tmp_path):
     assert all(map(np.array_equal, jax.tree.leaves(found), jax.tree.leaves(params)))
 
 
+def test_a_tensor_axis_may_leave_its_host(training, tmp_path):
+    """Both processes then have all rows."""
+    folder, fields, _ = training
+    runs = {}
+    for count in (2, 1):
+        workdir = tmp_path / f"run{count}"
+        stages = [("sft", fields | {"epochs": 1, "mesh": [1, 1, 4]}, str(workdir))]
+        assert codes_of(start(stages, tmp_path, count)) == [0] * count, logs(tmp_path)
+        runs[count] = parameters(workdir)
+    for name, value in runs[1].items():
+        np.testing.assert_allclose(runs[2][name], value, atol=1e-5, err_msg=name)
+
+
 def test_told_to_stop_two_go_on_as_one(training, tmp_path):
     folder, fields, expected = training
     stages, workdir = [("sft", fields, str(tmp_path / "run"))], tmp_path / "run"

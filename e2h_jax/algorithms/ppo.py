@@ -197,7 +197,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
             if finished > start and finished % config.checkpoint_every:
                 checkpoints.save(finished, models.state())
     # The checkpoint is on disk. Also a signal that came during the last step, or while it was written, ends the stage.
-    stop(interrupted())
+    stop(interrupted(last=True))
     if not validated:
         models.save(workdir / "best", tokenizer)
     _publish(workdir)

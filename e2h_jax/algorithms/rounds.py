@@ -97,7 +97,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         check_rows(mesh, rows=config.sample.rows)
     with naming("config.score."):
         score.check(config.score)
-        score.check_batch(config.score, mesh)
+        if config.reward_model:
+            score.check_batch(config.score, mesh)
     for field in ("init", "reward_model"):
         if config[field]:
             check_model(mesh, store.load_config(config[field])[1], config[field])

@@ -5,10 +5,12 @@ out again bit for bit. The tokenizer and the generation config travel along. Sup
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import json
 import math
 import shutil
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -66,13 +68,18 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         raise UserError(f"{target} is there already; delete it, or use another --workdir")
     if jax.distributed.is_initialized():
         # Orbax lets all processes of a job write together: a process that knows of no job writes alone.
-        with ProcessPoolExecutor(1, get_context("spawn"), _leave_accelerators) as alone:
+        alone = ProcessPoolExecutor(1, get_context("spawn"), _alone)
+        try:
             return alone.submit(run, config, workdir).result()
+        finally:
+            alone.shutdown(wait=False)  # told to stop, this process ends at once, and the other with it
     return (_import if config.to == "model" else _export)(config, target)
 
 
-def _leave_accelerators() -> None:
+def _alone() -> None:
+    """Leaves the accelerators alone, and dies with its parent: what a run that follows writes is not to be met by it."""
     jax.config.update("jax_platforms", "cpu")
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _import(config: ml_collections.ConfigDict, target: Path) -> dict:

@@ -56,10 +56,13 @@ def check_rows(mesh: Mesh, **fields: int) -> None:
 
 
 def check_hosts(mesh: Mesh) -> None:
-    """Raises UserError where the tensor axis leaves a host: hosts read and place whole rows of training batches."""
-    for devices in mesh.devices.reshape(-1, mesh.shape["tensor"]):
-        if len({device.process_index for device in devices}) > 1:
-            raise UserError(
-                f"config.mesh={tuple(mesh.shape.values())} cuts rows across hosts: choose a tensor axis that stays inside a "
-                "host, and data and fsdp for the rest"
-            )
+    """Raises UserError where two hosts share some rows of a training batch but not all: each places those that it has."""
+    held: dict[int, set[int]] = {}
+    for shard, devices in enumerate(mesh.devices.reshape(-1, mesh.shape["tensor"])):
+        for device in devices:
+            held.setdefault(device.process_index, set()).add(shard)
+    if sum(map(len, set(map(frozenset, held.values())))) > axis_size(mesh, "batch"):
+        raise UserError(
+            f"config.mesh={tuple(mesh.shape.values())} cuts rows across hosts that share others: choose a tensor axis that "
+            "divides, or is a multiple of, a host's devices, and data and fsdp for the rest"
+        )

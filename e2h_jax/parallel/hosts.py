@@ -140,6 +140,7 @@ def _index_by_launcher() -> int:
     return GceTpuCluster.get_process_id()
 
 
+WEEK = 7 * 24 * 3600 * 1000  # milliseconds: for as long as it takes; when another process dies, JAX ends this one
 _waits: dict[str, int] = {}
 
 
@@ -148,7 +149,7 @@ def wait(name: str) -> None:
     if not joined():
         return
     number = _waits[name] = _waits.get(name, 0) + 1  # JAX lets a name be used once
-    _state().client.wait_at_barrier(f"e2h/wait/{name}/{number}", 7 * 24 * 3600 * 1000)
+    _state().client.wait_at_barrier(f"e2h/wait/{name}/{number}", WEEK)
 
 
 def leave(code: int, traceback: str = "") -> NoReturn:
@@ -235,7 +236,7 @@ class StopVote:
             self._voting = True
             client.key_value_set(f"e2h/boundary/{jax.process_index()}", str(self._boundary))
         others = range(jax.process_count())
-        reached = [client.blocking_key_value_get(f"e2h/boundary/{index}", HEARTBEAT_SECONDS * 1000) for index in others]
+        reached = [client.blocking_key_value_get(f"e2h/boundary/{index}", WEEK) for index in others]  # one may be compiling
         self._stop_at = max(map(int, reached)) + 1
         self._decided.set()
 
@@ -253,3 +254,22 @@ def stop_together(asked: int | None) -> int | None:
         return asked
     _stop_vote = _stop_vote or StopVote()
     return _stop_vote(asked)
+
+
+_ends = 0
+
+
+def stop_at_end(asked: int | None) -> int | None:
+    """As `stop_together`, behind the last boundary of a stage: there is no further one at which all could stop.
+
+    To be called by all processes alike. Each waits until all have come and said whether they are asked.
+    """
+    global _ends
+    if not joined():
+        return asked
+    import jax
+
+    _ends += 1
+    client, name = _state().client, f"e2h/end/{_ends}"
+    client.key_value_set(f"{name}/{jax.process_index()}", str(asked or 0))
+    return max(int(client.blocking_key_value_get(f"{name}/{index}", WEEK)) for index in range(jax.process_count())) or None

@@ -19,18 +19,19 @@ LAG = 8  # steps after which a step's numbers are looked at: they are there by t
 
 
 @contextmanager
-def interrupts() -> Iterator[Callable[[], int | None]]:
+def interrupts() -> Iterator[Callable[..., int | None]]:
     """Turns Ctrl-C and SIGTERM (a preemption notice) into a flag, so that the loop can save first; yields a reader of it.
 
-    The reader is asked between steps, on several hosts by all of them alike: they stop at the same step, whichever was told to.
+    The reader is asked between steps, on several hosts by all of them alike: they stop at the same step, whichever was told to;
+    and with `last=True` once more when all is saved.
     """
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
+        yield lambda last=False: None
         return
     old = {number: signal.signal(number, lambda n, _: caught.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: hosts.stop_together(caught[0] if caught else None)
+        yield lambda last=False: (hosts.stop_at_end if last else hosts.stop_together)(caught[0] if caught else None)
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

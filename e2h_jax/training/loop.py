@@ -175,7 +175,7 @@ def train(
                 if signal_number:
                     break
     # The checkpoint is on disk. Also a signal that came during the last step, or while it was written, ends the stage.
-    stop(interrupted())
+    stop(interrupted(last=True))
     return state, last | {"steps": steps}
 
 

@@ -127,7 +127,7 @@ def test_told_to_stop_while_it_draws_it_saves_the_step_before(bandit, whole, mon
 
     @contextmanager
     def told():
-        yield lambda: asked.append(0) or (signal.SIGTERM if len(asked) >= 12 else None)
+        yield lambda last=False: asked.append(0) or (signal.SIGTERM if len(asked) >= 12 else None)
 
     monkeypatch.setattr(ppo, "interrupts", told)
     with pytest.raises(SystemExit) as stopped:

@@ -97,6 +97,14 @@ def test_the_notice_of_a_preemption(gcloud):
     ]
 
 
+def test_interrupted_within_minutes_time_after_time(gcloud):
+    """Workers that never find each other, say: it does not go on for ever."""
+    gcloud.play(workers=["nothing", "143 143"])
+    outcome = start(gcloud)
+    assert outcome.returncode == 1 and "exit code 1" in outcome.stderr
+    assert gcloud.steps.count("start") == 10 and gcloud.steps[-3:] == ["stop", "results", "delete"]
+
+
 def test_preempted_while_installing(gcloud):
     gcloud.play(slice=["NONE", "ACTIVE", "SUSPENDED", "SUSPENDED", "SUSPENDED", "NONE", "ACTIVE"])
     gcloud.play(workers=["nothing", "LOST", "nothing", "0 0"], setup=["LOST", "ok"])

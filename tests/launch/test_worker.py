@@ -159,7 +159,8 @@ def test_the_folder_is_refused_where_it_is_not_whole(worker):
 
 @pytest.mark.parametrize("flags, there", [([], False), (["--everything"], True)])
 def test_results(worker, flags, there):
-    for name in ("table.md", "sft/done.json", "sft/model/weights", "sft/checkpoints/7/state"):
+    large = {"sft/model/weights", "sft/checkpoints/7/state", "sft/checkpoints-damaged/8/state", ".compiled/program"}
+    for name in ("table.md", "sft/done.json", *large):
         (worker.workdir / name).parent.mkdir(parents=True, exist_ok=True)
         (worker.workdir / name).write_text(name)
     outcome = worker("results")
@@ -173,7 +174,7 @@ def test_results(worker, flags, there):
     )
     names = set(tarfile.open(archive).getnames())
     assert {"run/table.md", "run/sft/done.json", "run.logs/worker-3.txt"} <= names
-    assert ("run/sft/model/weights" in names) == ("run/sft/checkpoints/7/state" in names) == there
+    assert names & {f"run/{name}" for name in large} == ({f"run/{name}" for name in large} if there else set())
 
 
 def test_setup_mounts_once_and_installs_for_tpu(worker):

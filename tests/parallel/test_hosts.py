@@ -2,6 +2,7 @@
 
 import http.server
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -139,3 +140,36 @@ def test_a_job_of_one_stops_when_it_is_told_to():
     assert hosts.stop_together(None) is None
     assert hosts.stop_together(15) == 15
     hosts.wait("nobody")
+
+
+AT_THE_END = """
+import os, signal, sys
+from e2h_jax import main
+from e2h_jax.parallel import hosts
+from e2h_jax.training.faults import interrupts, stop
+
+def run(_):
+    hosts.start()
+    with interrupts() as interrupted:
+        interrupted()  # the last step's boundary
+        if hosts.process_index() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # while the last checkpoint is written
+    stop(interrupted(last=True))
+    return 0
+
+main._run, main.parse = run, lambda _: None
+sys.exit(main.main(["stage"]))
+"""
+
+
+def test_one_told_to_stop_behind_the_last_step_both_do():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        job = {"JAX_COORDINATOR_ADDRESS": f"localhost:{free.getsockname()[1]}", "JAX_NUM_PROCESSES": "2"}
+    environments = [os.environ | job | {"JAX_PROCESS_ID": str(index)} for index in range(2)]
+    processes = [subprocess.Popen([sys.executable, "-c", AT_THE_END], env=environment) for environment in environments]
+    try:
+        assert [process.wait(timeout=120) for process in processes] == [hosts.RESUMABLE] * 2
+    finally:
+        for process in processes:
+            process.kill()
