@@ -91,7 +91,8 @@ class Policy:
         mesh = make_mesh(self.config.mesh)
         self.config.rows = asked.samples * mesh.devices.size
         graph, config, params = store.load(folder, mesh, "policy", dtype=config.dtype, param_dtype=config.dtype)
-        self._kernel = sample.make_kernel(self.config, graph, config, params, mesh, self.tokenizer, self.template, [])
+        ends = sample.end_tokens(self.tokenizer, self.template)
+        self._kernel = sample.make_kernel(self.config, graph, config, params, mesh, ends, 0)
         self._stop = sample.stop_texts(self.tokenizer, self.template)
 
     def draw(self, question: str, turn: int) -> Iterator[list[tuple[str, bool]]]:

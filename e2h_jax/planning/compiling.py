@@ -27,7 +27,7 @@ class Compiled:
       temporary, code: what it needs beside arguments and results.
       results: results that do not take an argument's place.
       padding: of arguments, to the tiles of the chip's memory.
-      moved: read from and written to main memory in a run.
+      moved: read from and written to main memory in a run; None, as `collectives` is empty, where the text cannot be read.
       collectives: {kind: (how many, bytes sent)} in a run.
       wanted: None; or what it would need, where the compiler refused.
       seconds: that compiling took, when it was compiled.
@@ -37,7 +37,7 @@ class Compiled:
     code: float = 0
     results: float = 0
     padding: float = 0
-    moved: float = 0
+    moved: float | None = 0
     collectives: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     wanted: float | None = None
     wanted_arguments: bool = False  # `wanted` counts arguments, too
@@ -88,19 +88,23 @@ def _compile(lowered: jax.stages.Lowered, loops: Sequence[int]) -> Compiled:
     except jax.errors.JaxRuntimeError as error:
         return dataclasses.replace(refusal(str(error)), seconds=time.perf_counter() - began)
     seconds = time.perf_counter() - began
-    memory, module = compiled.memory_analysis(), Module(compiled.as_text())
-    entry = module.computations[module.entry]
-    arguments = sum(array.bytes for i in entry if i.opcode == "parameter" for array in arrays(i.shape))
-    found = traffic.measure(module, loops)
-    return Compiled(
+    memory = compiled.memory_analysis()
+    found = Compiled(
         temporary=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
         results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        padding=max(0.0, memory.argument_size_in_bytes - arguments),
-        moved=found.bytes,
-        collectives=found.collectives,
+        moved=None,
         seconds=seconds,
     )
+    try:
+        module = Module(compiled.as_text())
+    except jax.errors.JaxRuntimeError:  # of some programs for v5p, jaxlib 0.10 does not understand what libtpu 0.0.51 has made
+        return found
+    entry = module.computations[module.entry]
+    arguments = sum(array.bytes for i in entry if i.opcode == "parameter" for array in arrays(i.shape))
+    moves = traffic.measure(module, loops)
+    padding = max(0.0, memory.argument_size_in_bytes - arguments)
+    return dataclasses.replace(found, padding=padding, moved=moves.bytes, collectives=moves.collectives)
 
 
 def refusal(message: str) -> Compiled:

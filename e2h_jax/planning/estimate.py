@@ -22,7 +22,7 @@ class Estimate:
     Attributes:
       memory: {kind: bytes}: `KINDS` of what is held, "other" (batch, results, code, padding) and "temporary".
       limit: bytes that there are; None where that is not known (a CPU).
-      flops, moved, sent: operations, bytes of main memory, bytes sent to other devices, in a run.
+      flops, moved, sent: operations, bytes of main memory, bytes sent to other devices, in a run; None: not known.
       seconds: {limit: seconds of a run} for those limits that are known.
     """
 
@@ -30,8 +30,8 @@ class Estimate:
     memory: dict[str, float]
     limit: float | None
     flops: float
-    moved: float
-    sent: float
+    moved: float | None
+    sent: float | None
     collectives: dict[str, tuple[float, float]]
     seconds: dict[str, float]
     compile_seconds: float
@@ -79,14 +79,14 @@ def estimate(program: Program, topology: Topology, compile_: Compiler) -> Estima
     moved = found.moved
     if program.work is not None:
         operations, moved = program.work
-    sent = sum(size for _, size in found.collectives.values())
+    sent = None if found.moved is None else sum(size for _, size in found.collectives.values())
     seconds, chip = {}, CHIPS.get(device.device_kind)
     if chip is not None:
         peaks = PUBLISHED[device.device_kind]
         seconds = {
             "compute": operations / peaks.flops / EFFICIENCY["compute"],
-            "memory": moved / peaks.bandwidth / EFFICIENCY["memory"],
-            "links": sent / chip.links / EFFICIENCY["links"],
+            "memory": (moved or 0) / peaks.bandwidth / EFFICIENCY["memory"],
+            "links": (sent or 0) / chip.links / EFFICIENCY["links"],
         }
     return Estimate(
         program.name,

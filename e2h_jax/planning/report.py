@@ -107,7 +107,8 @@ def show(report: Report, console: Console) -> None:
     for one in report.found:
         memory = [f"{one.memory[kind] / GIB:.2f}" for kind in shown]
         total = f"{one.total / GIB:.2f}" + ("" if one.fits else " [red]!")
-        traffic = ["–", "–"] if one.refused else [f"{size / 1e9:.3g}" for size in (one.moved, one.sent)]
+        moves = (None, None) if one.refused else (one.moved, one.sent)
+        traffic = ["–" if size is None else f"{size / 1e9:.3g}" for size in moves]
         seconds = f"{one.time:.3g}" if one.time is not None else "–"
         rates = [f"{one.flops / 1e12:.3g}", *traffic, seconds, one.limited_by]
         table.add_row(one.program, *memory, total, *rates, f"{one.compile_seconds:.0f} s")

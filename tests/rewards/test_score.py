@@ -118,7 +118,7 @@ def test_nothing_missing_is_no_mistake(world, uninterrupted, tmp_path):
 
 
 def test_eight_devices_give_one_devices_scores(world, uninterrupted, tmp_path):
-    stage.execute("score", config_of(world, mesh=(2, 2, 2), length_bucket=128), tmp_path / "out")
+    stage.execute("score", config_of(world, mesh=(2, 2, 2), length_bucket=128, tokens_per_batch=512), tmp_path / "out")
     expected = {(r["problem_id"], r["sample"]): r["step_scores"] for r in read_many(uninterrupted[0], "scored")}
     for record in read_many(tmp_path / "out", "scored"):
         assert record["step_scores"] == pytest.approx(expected[record["problem_id"], record["sample"]], abs=1e-5)
