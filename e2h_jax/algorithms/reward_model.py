@@ -62,7 +62,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     # The data: per token of a labelled solution its step's label and a weight.
     def make(records, numbers):
         encoded = encode_labelled(tokenizer, records, get_template(config.template), add_eos=True)
-        drawn = max(numbers, default=-1) + 1  # of every record up to the last of these, so that all processes draw the same
+        drawn = numbers.max(initial=-1) + 1  # of every record up to the last of these, so that all processes draw the same
         gaps = np.random.default_rng(config.seed).integers(0, config.position_gap, drawn, endpoint=True)[numbers]
         return [
             step_label_example(solution, first, record["labels"], config.label_tokens, gap)

@@ -207,9 +207,9 @@ def shards_of(folder: Path, split: str) -> list[Path]:
 
 
 def read_split(folder: Path, split: str, kind: str, first: int = 0, step: int = 1) -> Iterator[tuple[str, dict]]:
-    """Yields (address, record) of one split, in the order in which they were written: records first, first + step, …, `first` < `step`.
+    """Yields (address, record) of one split, in the order in which they were written.
 
-    The others are not read.
+    Records first, first + step, … (`first` < `step`) are read, and no others.
 
     Raises:
       UserError: the data set holds records of another kind.

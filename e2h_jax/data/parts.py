@@ -19,14 +19,14 @@ from typing import NamedTuple
 import numpy as np
 
 from e2h_jax.data.batches import Example
-from e2h_jax.data.records import check_levels
+from e2h_jax.data.records import Kind, check_levels
 from e2h_jax.data.storage import digest, write_json
 from e2h_jax.errors import UserError
 
 # What is known of an example without reading its arrays.
 FACTS = [
     ("length", np.int32),  # tokens; 0 = the record gives no example
-    ("reach", np.int32),  # last position + 1
+    ("reach", np.int32),  # last position + 1; 0 without positions
     ("labels", np.int32),  # tokens with a step's label
     ("digest", "V16"),  # of all its arrays
 ]
@@ -93,14 +93,14 @@ def _facts(example: Example | None) -> tuple[int, int, int, bytes]:
     hashed = hashlib.blake2b(digest_size=16)
     for name, array in example.items():
         hashed.update(name.encode() + array.tobytes())
-    labels = np.count_nonzero(example.get("label_weights", ()))
-    return len(example["tokens"]), int(example["positions"][-1]) + 1, labels, hashed.digest()
+    reach = int(example.get("positions", (-1,))[-1]) + 1
+    return len(example["tokens"]), reach, np.count_nonzero(example.get("label_weights", ())), hashed.digest()
 
 
-def make_part(records: Sequence[dict], examples: Sequence[Example | None]) -> Part:
+def make_part(kind: Kind, records: Sequence[dict], examples: Sequence[Example | None]) -> Part:
     """The part of a slice: its records, and of each its example, None where it gives none."""
     rows = [
-        (record["level"] or 0, int.from_bytes(digest(record["id"])) if "id" in record else 0, *_facts(example))
+        (record["level"] or 0, int.from_bytes(digest(record["id"])) if kind == "problem" else 0, *_facts(example))
         for record, example in zip(records, examples, strict=True)
     ]
     made = [example for example in examples if example is not None]
@@ -155,7 +155,11 @@ def part_name(index: int, count: int) -> str:
 
 
 def check_records(records: np.ndarray, levels: Sequence[int], path: str) -> None:
-    """What no slice shows alone. Raises UserError for one of `levels` without a record, and for an id of two records of `path`."""
+    """Checks what no slice shows alone.
+
+    Raises:
+      UserError: no record has one of the `levels`, or two records of `path` have one id.
+    """
     check_levels({level or None for level in np.unique(records["level"]).tolist()}, levels)
     order = np.argsort(records["key"], kind="stable")
     keys = records["key"][order]

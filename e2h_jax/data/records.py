@@ -256,12 +256,12 @@ def read_many(path: str | Path, kind: Kind, first: int = 0, step: int = 1) -> li
         "scored": lambda r: (r["problem_id"], r["sample"]),
     }.get(kind)
     name = "id" if kind == "problem" else "problem_id, sample"
-    first: dict[Hashable, Callable[[], str]] = {}
+    seen: dict[Hashable, Callable[[], str]] = {}
     records = []
     for where, record in _read(path, kind, first, step):
-        if key is not None and first.setdefault(key(record), where) is not where:
+        if key is not None and seen.setdefault(key(record), where) is not where:
             shown = _shown(list(key(record)) if kind != "problem" else key(record))
-            raise UserError(f'{where()}: field "{name}" repeats {shown} of {first[key(record)]()}; remove one of them.')
+            raise UserError(f'{where()}: field "{name}" repeats {shown} of {seen[key(record)]()}; remove one of them.')
         records.append(record)
     return records
 

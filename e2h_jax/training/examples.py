@@ -1,4 +1,4 @@
-"""Reading the records to train on: on several hosts each reads and tokenises its own slice, and finds the others' in the folder."""
+"""Reading the records to train on: of several hosts each reads and tokenises its own slice, and they share the examples."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ Make = Callable[[Sequence[dict], np.ndarray], Sequence[Example | None]]
 def read_examples(config: ml_collections.ConfigDict, workdir: Path, kind: Kind, make: Make) -> Examples:
     """The examples of the records in `config.data` that are of `config.levels`, in their order.
 
-    One process keeps them in memory. Several put them into the folder, where a run that is resumed, by however many, finds them.
+    One process keeps them in memory. Several put them into the folder, where a run resumed by any number of them finds them.
 
     Raises:
       UserError: in every process, for a bad record, an id of two records, and a level that no record has.
@@ -54,7 +54,7 @@ def _make_part(config: ml_collections.ConfigDict, kind: Kind, make: Make, index:
     made = make([records[place] for place in wanted], index + count * np.array(wanted, np.int64))
     for place, example in zip(wanted, made, strict=True):
         examples[place] = example
-    return make_part(records, examples)
+    return make_part(kind, records, examples)
 
 
 def _origin(config: ml_collections.ConfigDict, kind: Kind) -> str:
