@@ -43,7 +43,7 @@ class Part(NamedTuple):
 class Examples(Sequence[Example]):
     """The examples of all parts, in the order of the records; records without an example are left out.
 
-    `about` [len]: dtype RECORD, a row for each.
+    `about` [len] and `records` [records] have dtype RECORD: a row for each example, for each record.
     """
 
     def __init__(self, parts: Sequence[Part], chosen: np.ndarray | None = None):
@@ -63,6 +63,7 @@ class Examples(Sequence[Example]):
         return {name: array[where] for name, array in self._parts[record % len(self._parts)].fields.items()}
 
     def where(self, mask: np.ndarray) -> "Examples":
+        """Those for which the mask, bool [len], is true."""
         return Examples(self._parts, self._chosen[mask])
 
 
@@ -74,14 +75,14 @@ def _in_turn(slices: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def about(examples: Sequence[Example]) -> np.ndarray:
-    """FACTS [len] of examples."""
+    """FACTS [len] of any examples; of `Examples`, what was written down when they were made."""
     if isinstance(examples, Examples):
         return examples.about
     return np.array([_facts(example) for example in examples], FACTS)
 
 
 def choose(examples: Sequence[Example], mask: np.ndarray) -> Sequence[Example]:
-    """Those for which the mask, bool [len], is true."""
+    """`Examples.where` of any examples."""
     if isinstance(examples, Examples):
         return examples.where(mask)
     return [examples[index] for index in np.flatnonzero(mask)]

@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from e2h_jax.data.arrayrecord import find_dataset, read_split, shards_of, splits_of
+from e2h_jax.data.arrayrecord import Place, find_dataset, read_split, shards_of, splits_of
 from e2h_jax.errors import UserError, nearest
 
 UNAVAILABLE = "unavailable"  # stands for the answer of a problem that reinforcement learning may not see; see `has_answer`
@@ -207,9 +207,15 @@ def _parsed(path: Path, number: int, line: bytes) -> Any:
         raise UserError(f"{path}:{number}: not valid JSON ({error}).{hint}") from None
 
 
+def _dataset(path: str | Path, kind: str) -> Place | None:
+    if not str(path):
+        raise UserError(f"no path of {kind} records is given; set the field of the config that names it.")
+    return find_dataset(path)
+
+
 def files_of(path: str | Path, kind: Kind) -> list[Path]:
     """The files that `read_records` reads, in their order. Raises UserError if there are none."""
-    if (place := find_dataset(path)) is not None:
+    if (place := _dataset(path, kind)) is not None:
         splits = [place.split] if place.split else splits_of(place.folder)
         return [shard for split in splits for shard in shards_of(place.folder, split)]
     return _files(Path(path), kind)
@@ -218,9 +224,7 @@ def files_of(path: str | Path, kind: Kind) -> list[Path]:
 def _read(path: str | Path, kind: str, first: int = 0, step: int = 1) -> Iterator[tuple[Callable[[], str], dict]]:
     if kind not in _FIELDS:
         raise ValueError(f"unknown kind of record {kind!r}")
-    if not str(path):
-        raise UserError(f"no path of {kind} records is given; set the field of the config that names it.")
-    if (place := find_dataset(path)) is not None:
+    if (place := _dataset(path, kind)) is not None:
         counts = splits_of(place.folder)
         for split in [place.split] if place.split else counts:
             for address, record in read_split(place.folder, split, kind, first, step):
