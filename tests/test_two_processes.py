@@ -119,7 +119,7 @@ def test_sampling_and_scoring(tmp_path):
 
 @pytest.fixture(scope="module")
 def training(tmp_path_factory):
-    """A folder, the fields of a training of 60 steps in it, and its parameters when one process runs it.
+    """A folder, the fields of a training of 80 steps in it, and its parameters when one process runs it.
 
     Not all records are trained on: some are of another level, some have no solution, one is too long.
     """
