@@ -7,6 +7,7 @@ Around `run`, `execute` keeps these files in the stage's folder:
     done.json      what came of it: summary and seconds; there only when the stage has finished
     seconds.json   seconds of earlier, interrupted runs (a run ended by kill -9 is not counted)
     .compiled/     programs compiled for accelerators (in a recipe, for all of its stages): only time is lost with it
+    .examples/     on several hosts: tokenised data, while sft or reward is training
     .lock          held while a process works here, so that no second one does; the lock dies with its process
 
 A finished folder is not run again; an unfinished one is resumed by the stage; one with another config is refused,
@@ -34,7 +35,7 @@ from e2h_jax.data.storage import write_json
 from e2h_jax.errors import UserError, nearest
 from e2h_jax.parallel import hosts
 
-OWN_FILES = {"config.json", "done.json", "seconds.json", ".lock", ".compiled"}
+OWN_FILES = {"config.json", "done.json", "seconds.json", ".lock", ".compiled", ".examples"}
 ONE_HOST = {"prepare", "convert", "labels", "evaluate"}  # stages without a mesh: of several hosts the first one does it all
 
 STAGES = {

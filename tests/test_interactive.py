@@ -62,7 +62,9 @@ def test_it_draws_what_the_sampler_draws(models):
     config, mesh = policy.config, interactive.make_mesh(())
     graph, model_config, params = store.load(models / "policy" / "model", mesh, "policy")
     tokens = encode_prompt(policy.tokenizer, "x=1", E2H)
-    kernel = sample.make_kernel(config, graph, model_config, params, mesh, policy.tokenizer, E2H, [len(tokens)])
+    ends = sample.end_tokens(policy.tokenizer, E2H)
+    kernel = sample.make_kernel(config, graph, model_config, params, mesh, ends, len(tokens))
+    kernel.compile([len(tokens)])
     drawn = [one for round_ in draw(kernel, [Request("0", tokens, range(3))]) for one in round_.drawn]
     expected = [policy.tokenizer.decode(one.tokens, skip_special_tokens=True) for one in sorted(drawn, key=lambda d: d.sample)]
     assert texts == expected

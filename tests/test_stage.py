@@ -122,9 +122,10 @@ def test_a_stage_without_a_mesh_is_left_to_the_first_process(toy, monkeypatch):
     assert os.listdir(toy / "out") == []
 
 
-def test_kept_programs_are_nothing_that_came_of_a_run(toy):
-    (toy / "out" / ".compiled").mkdir(parents=True)
-    (toy / "out" / ".compiled" / "jit_step-cache").write_bytes(b"")
+def test_kept_programs_and_examples_are_nothing_that_came_of_a_run(toy):
+    for folder in (".compiled", ".examples"):
+        (toy / "out" / folder).mkdir(parents=True)
+        (toy / "out" / folder / "file").write_bytes(b"")
     (toy / "out" / "config.json").write_text(json.dumps({"stage": "other"}))
     assert stage.execute("toy", toy_config(), toy / "out")["steps"] == 3
 

@@ -119,13 +119,19 @@ def test_sampling_and_scoring(tmp_path):
 
 @pytest.fixture(scope="module")
 def training(tmp_path_factory):
-    """A folder, the fields of a training of 60 steps in it, and its parameters when one process runs it."""
+    """A folder, the fields of a training of 80 steps in it, and its parameters when one process runs it.
+
+    Not all records are trained on: some are of another level, some have no solution, one is too long.
+    """
     folder = tmp_path_factory.mktemp("training")
     build_tokenizer(arithmetic.PIECES, folder / "tokenizer")
-    template, problems = get_template("e2h"), list(arithmetic.problems(0, "train", 1, 160))
+    template, problems = get_template("e2h"), list(arithmetic.problems(0, "train", 1, 170))
+    problems = [*arithmetic.problems(0, "train", 2, 15), *problems]
     solved = [p | {"solution": template.format_solution(*arithmetic.solve(p["question"]))} for p in problems]
-    write_records(folder / "solved.jsonl", solved)
+    solved[20]["solution"] *= 9
+    write_records(folder / "solved.jsonl", solved[:100] + problems[100:109] + solved[109:])
     fields = {"tokenizer": str(folder / "tokenizer"), "data": str(folder / "solved.jsonl"), "length": 64, "batch_size": 8}
+    fields["levels"] = [1]
     fields |= {"epochs": 4, "log_every": 1, "checkpoint_every": 15, "mesh": [2, 2, 1]}
     assert codes_of(start([("sft", fields, str(folder / "whole"))], folder, count=1)) == [0], logs(folder)
     return folder, fields, parameters(folder / "whole")
@@ -180,8 +186,11 @@ def test_a_tensor_axis_may_leave_its_host(training, tmp_path):
 
 
 def test_told_to_stop_two_go_on_as_one(training, tmp_path):
+    """Each tokenises every second record; the one that goes on takes what they have made."""
     folder, fields, expected = training
-    stages, workdir = [("sft", fields, str(tmp_path / "run"))], tmp_path / "run"
+    data, workdir = tmp_path / "solved.jsonl", tmp_path / "run"
+    data.write_bytes((folder / "solved.jsonl").read_bytes())
+    stages = [("sft", fields | {"data": str(data)}, str(workdir))]
     processes = start(stages, tmp_path)
     wait_for_steps(workdir, 5, processes[0])
     processes[1].send_signal(signal.SIGTERM)  # one alone
@@ -189,11 +198,27 @@ def test_told_to_stop_two_go_on_as_one(training, tmp_path):
     assert all("run the same command to resume" in log for log in logs(tmp_path))
     (saved,) = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
     assert [json.loads(line)["step"] for line in open(workdir / "metrics.jsonl")] == list(range(1, saved + 1))
+    slices = {part.name: len(np.load(part / "records.npy")) for part in (workdir / ".examples").iterdir()}
+    assert slices == {"00000-of-00002": 93, "00001-of-00002": 92}
+    data.write_bytes(b"?" * data.stat().st_size)
     assert codes_of(start(stages, tmp_path, count=1)) == [0], logs(tmp_path)
+    summaries = [json.loads((path / "done.json").read_text())["metrics"] for path in (workdir, folder / "whole")]
+    resumed, whole = ({name: s[name] for name in ("examples", "dropped", "tokens", "steps")} for s in summaries)
+    assert resumed == whole and whole["examples"] == 160 and whole["dropped"] == 1
+    assert not (workdir / ".examples").exists()
     found = parameters(workdir)
     assert found.keys() == expected.keys()
     for name, value in found.items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+def test_a_mistake_in_the_slice_of_one_is_told_by_both(training, tmp_path):
+    folder, fields, _ = training
+    lines = (folder / "solved.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "data.jsonl").write_bytes(b"".join([*lines[:7], b"{}\n", *lines[7:]]))
+    processes = start([("sft", fields | {"data": str(tmp_path / "data.jsonl")}, str(tmp_path / "run"))], tmp_path)
+    assert codes_of(processes) == [2, 2], logs(tmp_path)
+    assert all('data.jsonl:8: field "id" is missing' in log for log in logs(tmp_path))
 
 
 @pytest.mark.parametrize("dead", [0, 1])

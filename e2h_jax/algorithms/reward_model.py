@@ -14,7 +14,6 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from e2h_jax.data.batches import BLANK, step_label_example
-from e2h_jax.data.records import read_many, select_levels
 from e2h_jax.data.steps import encode_labelled
 from e2h_jax.data.templates import get_template
 from e2h_jax.data.tokenizer import load_tokenizer
@@ -24,6 +23,7 @@ from e2h_jax.models.attention import packed_causal
 from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.parallel.programs import Assumed, Program
 from e2h_jax.training import loop, losses
+from e2h_jax.training.examples import discard, read_examples
 
 READ_AT = "separator_last"  # where `score` reads the steps of these models, unless it is told otherwise
 
@@ -63,20 +63,24 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         raise UserError(f"config.lm_loss: {config.init} has no language-model head; set it to 0")
 
     # The data: per token of a labelled solution its step's label and a weight.
-    records = select_levels(read_many(config.data, "labelled"), config.levels)
-    if all(label is None for record in records for label in record["labels"]):
+    def make(records, numbers):
+        encoded = encode_labelled(tokenizer, records, get_template(config.template), add_eos=True)
+        drawn = numbers.max(initial=-1) + 1  # of every record up to the last of these, so that all processes draw the same
+        gaps = np.random.default_rng(config.seed).integers(0, config.position_gap, drawn, endpoint=True)[numbers]
+        return [
+            step_label_example(solution, first, record["labels"], config.label_tokens, gap)
+            for record, (solution, first), gap in zip(records, encoded, gaps, strict=True)
+        ]
+
+    examples = read_examples(config, workdir, "labelled", make)
+    if not examples.about["labels"].any():
         raise UserError(f"config.data={config.data} holds no label to train on: every label is null")
-    encoded = encode_labelled(tokenizer, records, get_template(config.template), add_eos=True)
-    gaps = np.random.default_rng(config.seed).integers(0, config.position_gap, len(records), endpoint=True)
-    examples = [
-        step_label_example(solution, first, record["labels"], config.label_tokens, gap)
-        for record, (solution, first), gap in zip(records, encoded, gaps, strict=True)
-    ]
     examples, dropped = loop.fit_length(examples, config.length, config.too_long, model_config.max_length)
 
     params, summary = loop.fit(workdir, config, mesh, params, make_loss(graph, config.lm_loss), examples, frozen)
     reads = {"template": config.template, "read_at": READ_AT}
     lora.save(workdir, config, mesh, "reward", model_config, params, tokenizer, reads)
+    discard(workdir)
     return summary | {
         "parameters": store.count_parameters((params, frozen)),
         "trained_parameters": store.count_parameters(params),

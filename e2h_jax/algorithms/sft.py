@@ -13,7 +13,6 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from e2h_jax.data.batches import BLANK, language_model_example
-from e2h_jax.data.records import read_many, select_levels
 from e2h_jax.data.steps import encode_continuations
 from e2h_jax.data.templates import get_template
 from e2h_jax.data.tokenizer import load_tokenizer
@@ -25,6 +24,7 @@ from e2h_jax.models.presets import get_preset
 from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.parallel.programs import Assumed, Program
 from e2h_jax.training import loop, losses
+from e2h_jax.training.examples import discard, read_examples
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -59,19 +59,21 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         (graph, params), frozen = store.create("policy", model_config, mesh, config.seed), None
 
     # The data: one example per solution, EOS at its end.
-    problems = select_levels(read_many(config.data, "problem"), config.levels)
-    problems = [problem for problem in problems if problem["solution"]]
-    if not problems:
+    def make(problems, _):
+        encoded = encode_continuations(tokenizer, problems, get_template(config.template))
+        return [
+            language_model_example(solution, config.train_on_prompt, problem.get("eos", True)) if problem["solution"] else None
+            for problem, solution in zip(problems, encoded, strict=True)
+        ]
+
+    examples = read_examples(config, workdir, "problem", make)
+    if not examples:
         raise UserError(f"config.data={config.data} holds no problem with a solution to train on")
-    encoded = encode_continuations(tokenizer, problems, get_template(config.template))
-    examples = [
-        language_model_example(solution, config.train_on_prompt, problem.get("eos", True))
-        for problem, solution in zip(problems, encoded, strict=True)
-    ]
     examples, dropped = loop.fit_length(examples, config.length, config.too_long, model_config.max_length)
 
     params, summary = loop.fit(workdir, config, mesh, params, make_loss(graph), examples, frozen)
     lora.save(workdir, config, mesh, "policy", model_config, params, tokenizer)
+    discard(workdir)
     return summary | {
         "parameters": store.count_parameters((params, frozen)),
         "trained_parameters": store.count_parameters(params),

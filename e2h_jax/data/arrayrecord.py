@@ -201,8 +201,15 @@ def splits_of(folder: Path) -> dict[str, int]:
     return {entry["name"]: sum(map(int, entry.get("shardLengths", ()))) for entry in entries}
 
 
-def read_split(folder: Path, split: str, kind: str) -> Iterator[tuple[str, dict]]:
+def shards_of(folder: Path, split: str) -> list[Path]:
+    """The files of a split, in their order."""
+    return sorted(folder.glob(f"*-{split}.array_record-*-of-*"))
+
+
+def read_split(folder: Path, split: str, kind: str, first: int = 0, step: int = 1) -> Iterator[tuple[str, dict]]:
     """Yields (address, record) of one split, in the order in which they were written.
+
+    Records first, first + step, … (`first` < `step`) are read, and no others.
 
     Raises:
       UserError: the data set holds records of another kind.
@@ -214,13 +221,15 @@ def read_split(folder: Path, split: str, kind: str) -> Iterator[tuple[str, dict]
     if set(there) != {*schema, "extra"}:
         known = next((name for name, fields in SCHEMAS.items() if set(there) == {*fields, "extra"}), "other")
         raise UserError(f"{folder}: this data set holds {known} records, and {kind} records are asked for.")
-    for shard in sorted(folder.glob(f"*-{split}.array_record-*-of-*")):
+    for shard in shards_of(folder, split):
         reader = array_record_module.ArrayRecordReader(str(shard), "readahead_buffer_size:0")
         try:
             count = reader.num_records()
-            for start in range(0, count, 1000):
-                batch = reader.read(list(range(start, min(start + 1000, count))))
-                for number, content in enumerate(batch, start=start):
+            numbers = range(first, count, step)
+            first = (first - count) % step  # in the next shard
+            for start in range(0, len(numbers), 1000):
+                some = numbers[start : start + 1000]
+                for number, content in zip(some, reader.read(list(some)), strict=True):
                     yield f"{shard}:{number}", _decode(content, schema)
         finally:
             reader.close()

@@ -9,12 +9,13 @@ import gzip
 import json
 import math
 import zlib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from e2h_jax.data.arrayrecord import find_dataset, read_split, splits_of
+from e2h_jax.data.arrayrecord import Place, find_dataset, read_split, shards_of, splits_of
 from e2h_jax.errors import UserError, nearest
 
 UNAVAILABLE = "unavailable"  # stands for the answer of a problem that reinforcement learning may not see; see `has_answer`
@@ -177,42 +178,63 @@ def _files(path: Path, kind: str) -> list[Path]:
 def json_lines(path: str | Path) -> Iterator[tuple[int, Any]]:
     """Yields (line number from 1, parsed value) of a .jsonl or .jsonl.gz file; blank lines are skipped."""
     path = Path(path)
+    for number, line in _lines(path):
+        yield number, _parsed(path, number, line)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     number = 0
     try:
         # Binary, so that only b"\n" ends a line: str.splitlines would also cut at U+2028 inside a text.
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
-                if line.isspace():
-                    continue
-                try:
-                    yield number, json.loads(line)
-                except UnicodeDecodeError as error:
-                    message = f"not UTF-8 at byte {error.start}; save the file as UTF-8."
-                    raise UserError(f"{path}:{number}: {message}") from None
-                except (ValueError, RecursionError) as error:  # also integers of thousands of digits, deep nesting
-                    torn = not line.endswith(b"\n")
-                    hint = " The line has no end: was its writer killed? Run that stage again." if torn else ""
-                    raise UserError(f"{path}:{number}: not valid JSON ({error}).{hint}") from None
+                if not line.isspace():
+                    yield number, line
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: not a complete gzip file after line {number} ({error}).") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from None
 
 
-def _read(path: str | Path, kind: str) -> Iterator[tuple[Callable[[], str], dict]]:
-    if kind not in _FIELDS:
-        raise ValueError(f"unknown kind of record {kind!r}")
+def _parsed(path: Path, number: int, line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}:{number}: not UTF-8 at byte {error.start}; save the file as UTF-8.") from None
+    except (ValueError, RecursionError) as error:  # also integers of thousands of digits, deep nesting
+        torn = not line.endswith(b"\n")
+        hint = " The line has no end: was its writer killed? Run that stage again." if torn else ""
+        raise UserError(f"{path}:{number}: not valid JSON ({error}).{hint}") from None
+
+
+def _dataset(path: str | Path, kind: str) -> Place | None:
     if not str(path):
         raise UserError(f"no path of {kind} records is given; set the field of the config that names it.")
-    if (place := find_dataset(path)) is not None:
-        for split in [place.split] if place.split else splits_of(place.folder):
-            for address, record in read_split(place.folder, split, kind):
+    return find_dataset(path)
+
+
+def files_of(path: str | Path, kind: Kind) -> list[Path]:
+    """The files that `read_records` reads, in their order. Raises UserError if there are none."""
+    if (place := _dataset(path, kind)) is not None:
+        splits = [place.split] if place.split else splits_of(place.folder)
+        return [shard for split in splits for shard in shards_of(place.folder, split)]
+    return _files(Path(path), kind)
+
+
+def _read(path: str | Path, kind: str, first: int = 0, step: int = 1) -> Iterator[tuple[Callable[[], str], dict]]:
+    if kind not in _FIELDS:
+        raise ValueError(f"unknown kind of record {kind!r}")
+    if (place := _dataset(path, kind)) is not None:
+        counts = splits_of(place.folder)
+        for split in [place.split] if place.split else counts:
+            for address, record in read_split(place.folder, split, kind, first, step):
                 yield partial(str, address), _check(record, kind, partial(str, address))
+            first = (first - counts[split]) % step  # in the next split
         return
-    for file in _files(Path(path), kind):
-        for number, value in json_lines(file):
-            where = partial("{}:{}".format, file, number)
-            yield where, _check(value, kind, where)
+    lines = ((file, number, line) for file in _files(Path(path), kind) for number, line in _lines(file))
+    for file, number, line in islice(lines, first, None, step):
+        where = partial("{}:{}".format, file, number)
+        yield where, _check(_parsed(file, number, line), kind, where)
 
 
 def read_records(path: str | Path, kind: Kind) -> Iterator[dict]:
@@ -226,10 +248,11 @@ def read_records(path: str | Path, kind: Kind) -> Iterator[dict]:
         yield record
 
 
-def read_many(path: str | Path, kind: Kind) -> list[dict]:
+def read_many(path: str | Path, kind: Kind, first: int = 0, step: int = 1) -> list[dict]:
     """`read_records` as a list, and no two records with the same key: a problem's id, a sample's (problem_id, sample).
 
-    A problem twice would count twice in an accuracy, a sample twice would vote twice.
+    A problem twice would count twice in an accuracy, a sample twice would vote twice. With `first` < `step` it is a slice:
+    records first, first + step, … (from 0). Of JSON Lines the others are passed over, of a data set they are not read.
     """
     key: Callable[[dict], Hashable] | None = {
         "problem": lambda r: r["id"],
@@ -237,12 +260,12 @@ def read_many(path: str | Path, kind: Kind) -> list[dict]:
         "scored": lambda r: (r["problem_id"], r["sample"]),
     }.get(kind)
     name = "id" if kind == "problem" else "problem_id, sample"
-    first: dict[Hashable, Callable[[], str]] = {}
+    seen: dict[Hashable, Callable[[], str]] = {}
     records = []
-    for where, record in _read(path, kind):
-        if key is not None and first.setdefault(key(record), where) is not where:
+    for where, record in _read(path, kind, first, step):
+        if key is not None and seen.setdefault(key(record), where) is not where:
             shown = _shown(list(key(record)) if kind != "problem" else key(record))
-            raise UserError(f'{where()}: field "{name}" repeats {shown} of {first[key(record)]()}; remove one of them.')
+            raise UserError(f'{where()}: field "{name}" repeats {shown} of {seen[key(record)]()}; remove one of them.')
         records.append(record)
     return records
 
@@ -270,10 +293,14 @@ def select_levels(problems: list[dict], levels: tuple[int, ...]) -> list[dict]:
     """
     if not levels:
         return list(problems)
-    present = {problem["level"] for problem in problems}
+    check_levels({problem["level"] for problem in problems}, levels)
+    wanted = set(levels)
+    return [problem for problem in problems if problem["level"] in wanted]
+
+
+def check_levels(present: Set[int | None], levels: Sequence[int]) -> None:
+    """Raises UserError when one of `levels` is not among the levels that are present."""
     for level in levels:
         if level not in present:
             known = ", ".join(str(p) for p in sorted(p for p in present if p is not None)) or "none"
             raise UserError(f"levels: no problem has level {level}; the levels present are: {known}.")
-    wanted = set(levels)
-    return [problem for problem in problems if problem["level"] in wanted]

@@ -3,6 +3,7 @@
 JAX is imported only where a job is joined, so that stages without it can ask for `process_index`.
 """
 
+import contextlib
 import ctypes
 import functools
 import glob
@@ -12,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from e2h_jax.errors import UserError
@@ -150,6 +152,25 @@ def wait(name: str) -> None:
         return
     number = _waits[name] = _waits.get(name, 0) + 1  # JAX lets a name be used once
     _state().client.wait_at_barrier(f"e2h/wait/{name}/{number}", WEEK)
+
+
+@contextlib.contextmanager
+def together(name: str) -> Iterator[None]:
+    """Around work of which every process does a share: returns when all have done theirs.
+
+    A UserError of one is raised by all, so that no process waits for one that has met with a user's mistake.
+    """
+    if not joined():
+        yield
+        return
+    client, key = _state().client, f"e2h/mistake/{name}/{_waits.get(name, 0)}/"
+    try:
+        yield
+    except UserError as mistake:
+        client.key_value_set(f"{key}{process_index():05d}", str(mistake))
+    wait(name)
+    for _, sentence in sorted(client.key_value_dir_get(key))[:1]:
+        raise UserError(sentence)
 
 
 def leave(code: int, traceback: str = "") -> NoReturn:

@@ -6,7 +6,7 @@ Same seed and data, same parameters, bit for bit, also when the run is killed an
 import functools
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from e2h_jax.data.batches import Example, packed_batches
+from e2h_jax.data.parts import about, choose
 from e2h_jax.data.storage import check_same
 from e2h_jax.errors import UserError
 from e2h_jax.metrics import MetricsWriter
@@ -187,21 +188,22 @@ def _log(writer: MetricsWriter, bar: tqdm, step: int, metrics: Batch, rate: floa
     return values
 
 
-def fit_length(examples: list[Example], length: int, too_long: str, max_length: int) -> tuple[list[Example], int]:
+def fit_length(examples: Sequence[Example], length: int, too_long: str, max_length: int) -> tuple[Sequence[Example], int]:
     """Keeps the examples that fit into a row; returns them and how many were dropped.
 
     Raises UserError for one that does not with too_long = "error", and for positions beyond the model's `max_length`.
     """
-    kept = [example for example in examples if len(example["tokens"]) <= length]
-    dropped = len(examples) - len(kept)
+    facts = about(examples)
+    fits = facts["length"] <= length
+    dropped = len(examples) - int(fits.sum())
     if too_long not in ("drop", "error"):
         raise UserError(f"config.too_long={too_long!r} must be drop or error")
     if dropped and too_long == "error":
         raise UserError(f"{dropped} examples are longer than config.length={length}; raise it or set config.too_long=drop")
-    farthest = max((int(example["positions"][-1]) + 1 for example in kept), default=0)
+    farthest = facts["reach"][fits].max(initial=0)
     if farthest > max_length:
         raise UserError(f"an example reaches position {farthest}, the model has {max_length}; lower config.length")
-    return kept, dropped
+    return choose(examples, fits), dropped
 
 
 def own_rows(mesh: Mesh, rows: int) -> list[int]:
@@ -211,12 +213,9 @@ def own_rows(mesh: Mesh, rows: int) -> list[int]:
     return sorted({row for where in mine for row in range(*where.indices(rows))})
 
 
-def _check_same_data(workdir: Path, examples: list[Example]) -> None:
+def _check_same_data(workdir: Path, examples: Sequence[Example]) -> None:
     """Keeps a digest of the examples beside the checkpoints; UserError when a resumed run would go on with other data."""
-    digest = hashlib.blake2b(digest_size=16)
-    for example in examples:
-        for name, array in example.items():
-            digest.update(name.encode() + array.tobytes())
+    digest = hashlib.blake2b(about(examples)["digest"].tobytes(), digest_size=16)
     data, resumed = {"examples": len(examples), "digest": digest.hexdigest()}, (Path(workdir) / "checkpoints").exists()
     first = jax.process_index() == 0
     check_same(Path(workdir) / "data.json", data, resumed=resumed, write=first, doing="training on other data")
@@ -243,7 +242,7 @@ def fit(
     mesh: Mesh,
     params: Any,
     loss_fn: LossFn,
-    examples: list[Example],
+    examples: Sequence[Example],
     frozen: Any = None,
 ) -> tuple[Any, dict[str, float]]:
     """Trains `params` on packed `examples` for `config.epochs` epochs; returns the trained parameters and a summary.
