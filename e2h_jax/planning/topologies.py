@@ -77,4 +77,5 @@ def prepare(topologies: Sequence[Topology], environment: MutableMapping[str, str
     environment["JAX_PLATFORMS"] = "cpu"
     # There is no TPU to ask; and to the environment libtpu would write guesses that `start_multi_host` reads.
     environment.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", TPU_ACCELERATOR_TYPE="v5litepod-4")
+    environment["TF_CPP_MIN_LOG_LEVEL"] = "3"  # texts that jaxlib cannot read are met (compiling.py), and need no stack trace
     environment["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # only one process may hold a TPU, but many may compile for one
