@@ -20,8 +20,8 @@ HEAD = """# Plans of the paper's experiments
 Made by `python launch/plans.py`; [plan.md](plan.md) says what the columns mean and what they rest on. Memory is that of the
 worst moment, of each device; hours are of chips, for the work that is named.
 
-Prompts are taken to have 384 tokens, also where four solved problems stand in front. Times of training on v5p are those of arithmetic
-alone: jaxlib 0.10 cannot read what libtpu 0.0.51 makes of it.
+Prompts are taken to have 384 tokens, also where four solved problems stand in front. Times of training on v5p are those of
+arithmetic alone: jaxlib 0.10 cannot read what libtpu 0.0.51 makes of it.
 """
 COLUMNS = ("stage", "slice", "mesh", "worst moment", "GiB", "of", "fits", "tokens/s", "chip-hours")
 
