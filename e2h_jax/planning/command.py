@@ -3,7 +3,7 @@
     e2h plan --config=FILE.py [--config.field=value …] --topology=v5e:4x4[,v5p:2x2x2,cpu:8] [--json]
 
 Compiles the very programs that the stage, or every stage of a recipe, will run: for that slice, without one. Needs the TPU
-compiler (pip install libtpu), no model, no tokenizer and no data. Prints for each program the memory of each device by what it
+compiler (pip install 'jax[tpu]'), no model, no tokenizer and no data. Prints for each program the memory of each device by what it
 is for, arithmetic, traffic, and an estimate of the time; then whether the worst moment fits, and if not the nearest change that
 makes it fit. docs/plan.md explains the table.
 
@@ -25,6 +25,7 @@ Exit codes: 0 everything fits · 3 something does not · 2 the user's mistake, t
 
 import ast
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,10 +45,12 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError("--topology=… is missing: for which slice? --topology=v5e:4x4, say")
     slices_ = [topologies.parse(name) for name in names]
     topologies.prepare(slices_)
+    if warning := topologies.another_compiler(slices_):
+        print(f"e2h: {warning}", file=sys.stderr)
 
     from e2h_jax.planning.run import run
 
-    return run(asked, overrides, slices_)
+    return run(asked, overrides, slices_, warning)
 
 
 def parse(arguments: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:

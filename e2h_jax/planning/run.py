@@ -22,8 +22,8 @@ from e2h_jax.planning.topologies import Topology
 DOES_NOT_FIT = 3
 
 
-def run(asked: Any, overrides: Sequence[str], topologies: Sequence[Topology]) -> int:
-    """Plans every stage of the config on every slice and prints it; returns the exit code."""
+def run(asked: Any, overrides: Sequence[str], topologies: Sequence[Topology], warning: str) -> int:
+    """Plans every stage of the config on every slice and prints it; returns the exit code. `warning`: of `another_compiler`."""
     config = configs.load_file(asked.config)
     configs.override(config, overrides)
     given = dict(text.rpartition("=")[::2] for text in asked.preset)
@@ -46,6 +46,7 @@ def run(asked: Any, overrides: Sequence[str], topologies: Sequence[Topology]) ->
             report.show(reports[-1], console)
     if asked.json:
         document = {"config": asked.config, "changed": list(overrides), "assumed": report.assumptions(assumed)}
+        document |= {"compiler": compiler.versions, "warning": warning or None}
         json.dump(document | {"plans": [one.plain() for one in reports]}, sys.stdout, indent=2)
         print()
     else:
