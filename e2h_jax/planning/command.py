@@ -3,16 +3,17 @@
     e2h plan --config=FILE.py [--config.field=value …] --topology=v5e:4x4[,v5p:2x2x2,cpu:8] [--json]
 
 Compiles the very programs that the stage, or every stage of a recipe, will run: for that slice, without one. Needs the TPU
-compiler (pip install 'jax[tpu]'), no model, no tokenizer and no data. Prints for each program the memory of each device by what it
-is for, arithmetic, traffic, and an estimate of the time; then whether the worst moment fits, and if not the nearest change that
-makes it fit. docs/plan.md explains the table.
+compiler (pip install 'jax[tpu]'), no model, no tokenizer and no data. Prints for each program the memory of each device by what
+it is for, arithmetic, traffic, and an estimate of the time; then whether the worst moment fits, and if not the nearest change
+that makes it fit. docs/plan.md explains the table.
 
   --topology=…           slices, comma-separated: v4:2x2x2, v5e:4x4, v5p:2x2x2, v6e:4x4, tpu7x:2x2x1, cpu:8;
                          default: the line `Slice: …` of the config file's docstring
   --stage=NAME           of a recipe, this stage only
   --preset=llemma_7b     shape of models that are not there and that no stage of the config writes (models/presets.py);
                          --preset=PATH=llemma_7b of one of them; may be repeated
-  --prompt_tokens=N      of the longest prompt; default: 384, or as many as the config leaves room for
+  --prompt_tokens=N      of the longest prompt; default: the `max_tokens` of the stage that prepares the problems, or 1024, and
+                         512 for each solved problem in front; at most as many as the config leaves room for
   --solution_tokens=N    of a solution; default: as many as the config allows, or 1024
   --vocabulary=N         of new models whose preset has none; default: 32000
   --steps=N              optimiser steps of a training stage; default: 1000

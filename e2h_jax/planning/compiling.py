@@ -45,7 +45,7 @@ class Compiled:
 
 
 class Compiler:
-    """Compiles programs; keeps what came of each by its text, in `folder` too if there is one. `versions` are the compiler's."""
+    """Compiles programs; keeps what came of each by its text, in `folder` too if there is one. `versions`: of what compiles."""
 
     def __init__(self, folder: Path | None = None):
         self._folder, self._found = folder, {}
@@ -98,7 +98,7 @@ def _compile(lowered: jax.stages.Lowered, loops: Sequence[int]) -> Compiled:
     )
     try:
         module = Module(compiled.as_text())
-    except jax.errors.JaxRuntimeError:  # another libtpu than JAX names: of 0.0.51, jaxlib 0.10 cannot read some programs for v5p
+    except jax.errors.JaxRuntimeError:  # another libtpu than JAX names: jaxlib 0.10 cannot read some v5p programs of 0.0.51
         return found
     entry = module.computations[module.entry]
     arguments = sum(array.bytes for i in entry if i.opcode == "parameter" for array in arrays(i.shape))

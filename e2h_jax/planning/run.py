@@ -41,7 +41,7 @@ def run(asked: Any, overrides: Sequence[str], topologies: Sequence[Topology], wa
         change = None
         if asked.suggest and not all(one.fits for one in found):
             change, _ = changes.nearest_fit(plan, topology, found, assumed, compiler) or (None, None)
-        reports.append(Report(plan, topology, len(topology.devices()), found, change))
+        reports.append(Report(plan, topology, len(topology.devices()), found, change, plan.prompt(assumed)))
         if not asked.json:
             report.show(reports[-1], console)
     if asked.json:

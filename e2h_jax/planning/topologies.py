@@ -75,8 +75,8 @@ def prepare(topologies: Sequence[Topology], environment: MutableMapping[str, str
         return
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            f"the compiler of TPUs is not installed; get it with `pip install '{named_by_jax()}'` (for Linux on x86-64; no TPU is "
-            "needed)"
+            f"the compiler of TPUs is not installed; get it with `pip install '{named_by_jax()}'` (for Linux on x86-64; "
+            "no TPU is needed)"
         )
     environment["JAX_PLATFORMS"] = "cpu"
     # There is no TPU to ask; and to the environment libtpu would write guesses that `start_multi_host` reads.
@@ -100,6 +100,6 @@ def another_compiler(topologies: Sequence[Topology]) -> str:
     if named.specifier.contains(installed):
         return ""
     return (
-        f"this plan is made with libtpu {installed}; a pod will have the one that JAX names, whose programs may need more or less "
-        f"memory: get it with `pip install '{named}'`"
+        f"this plan is made with libtpu {installed}; a pod will have the one that JAX names, whose programs may need more "
+        f"memory or less: get it with `pip install '{named}'`"
     )

@@ -11,8 +11,8 @@ import pytest
 from e2h_jax import config as configs
 from e2h_jax.main import main
 from e2h_jax.models import presets
-from e2h_jax.planning import topologies
 from e2h_jax.planning import estimate as estimates
+from e2h_jax.planning import topologies
 from e2h_jax.planning.changes import nearest_fit
 from e2h_jax.planning.compiling import refusal
 from e2h_jax.planning.models import Models
