@@ -32,6 +32,7 @@ from pathlib import Path
 
 from absl import flags
 
+from e2h_jax.config import load_file
 from e2h_jax.errors import UserError, nearest
 from e2h_jax.planning import topologies
 
@@ -43,7 +44,10 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError("--config=FILE.py is missing: what shall be planned?")
     names = asked.topology or slices(Path(asked.config))
     if not names:
-        raise UserError("--topology=… is missing: for which slice? --topology=v5e:4x4, say")
+        raise UserError(
+            "--topology=… is missing: for which slice? Give --topology=v5e:4x4, say, or write a line `Slice: v5e:4x4` into the "
+            f"docstring of {asked.config}"
+        )
     slices_ = [topologies.parse(name) for name in names]
     topologies.prepare(slices_)
     if warning := topologies.another_compiler(slices_):
@@ -84,10 +88,11 @@ def parse(arguments: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
 
 
 def slices(config: Path) -> list[str]:
-    """The slices that a config file's docstring names in a line `Slice: v5e:4x8`; none if there is no such line."""
+    """The slices that a config file's docstring names in a line `Slice: v5e:4x8`, if any; UserError if there is no file."""
     try:
         docstring = ast.get_docstring(ast.parse(config.read_text(encoding="utf-8"))) or ""
-    except (OSError, SyntaxError):
-        return []  # `load_file` says what is wrong with it
+    except (OSError, SyntaxError, ValueError):
+        load_file(str(config))  # says what is wrong with it
+        raise
     found = re.search(r"^\s*Slice: *([\w:,]+)", docstring, re.MULTILINE)
     return found[1].split(",") if found else []

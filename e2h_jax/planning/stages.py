@@ -65,5 +65,6 @@ def planned(config: ConfigDict, only: str = "") -> list[Planned]:
         if kind in DEVICE_STAGES and only in ("", name)
     ]
     if not plans:
-        raise UserError(f"nothing to plan: none of {', '.join(found)} computes on devices")
+        which = f"{only} does not compute" if only else f"none of {', '.join(found)} computes"
+        raise UserError(f"nothing to plan: {which} on devices")
     return plans

@@ -156,7 +156,7 @@ def test_another_error_of_the_compiler_is_not_taken_for_one():
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        ([], "--topology=… is missing"),
+        ([], "--topology=… is missing: .* or write a line `Slice: v5e:4x4` into the docstring of .*tiny.py"),
         (["--topology=v9:2x2"], '"v9" is unknown.*v5e'),
         (["--topology=v5e:4"], "a slice of v5e is written like v5e:4x4"),
         (["--topology=v5p:4x4"], "v5p:2x4x4"),
@@ -181,6 +181,8 @@ def test_mistakes_are_told_in_one_sentence_before_anything_is_compiled(flags, se
 def test_a_missing_config_and_a_missing_compiler(tiny, capsys, monkeypatch):
     assert main(["plan", "--topology=cpu:8"]) == 2
     assert "--config=FILE.py is missing" in capsys.readouterr().err
+    assert main(["plan", tiny.replace("tiny.py", "tony.py")]) == 2  # which names no slice, either
+    assert re.search('no config file .*tony.py .did you mean ".*tiny.py"', capsys.readouterr().err)
     monkeypatch.setitem(sys.modules, "libtpu", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["plan", tiny, "--topology=v5e:2x2"]) == 2
