@@ -29,7 +29,8 @@ def longest(config: ConfigDict, stages: Mapping[str, tuple[str, ConfigDict]]) ->
     if problems is None:
         return None
     prepared = _prepared(problems, stages)
-    return Prompt(prepared.max_tokens or PROBLEM if prepared else PROBLEM, _shots(config.get("template", ""), stages))
+    limit = prepared.max_tokens if prepared else 0
+    return Prompt(limit or PROBLEM, _shots(config.get("template", ""), stages))
 
 
 def _prepared(path: str, stages: Mapping[str, tuple[str, ConfigDict]]) -> ConfigDict | None:
