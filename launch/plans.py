@@ -18,10 +18,7 @@ GIB = 2**30
 HEAD = """# Plans of the paper's experiments
 
 Made by `python launch/plans.py`; [plan.md](plan.md) says what the columns mean and what they rest on. Memory is that of the
-worst moment, of each device; hours are of chips, for the work that is named.
-
-Prompts are taken to have 384 tokens, also where four solved problems stand in front. Times of training on v5p are those of
-arithmetic alone: jaxlib 0.10 cannot read what libtpu 0.0.51 makes of it.
+worst moment, of each device; hours are of chips, for the work that is named. Compiled with {compilers}.
 """
 COLUMNS = ("stage", "slice", "mesh", "worst moment", "GiB", "of", "fits", "tokens/s", "chip-hours")
 
@@ -38,11 +35,11 @@ def main() -> int:
         print(f"plans.py: there is no config in {asked.folder}", file=sys.stderr)
         return 2
     chosen = {path.resolve() for path in asked.configs} or {path.resolve() for path in found}
-    sections = []
+    plans = {}
     for number, path in enumerate(found, start=1):
         print(f"[{number}/{len(found)}] {path.name}", file=sys.stderr, flush=True)
-        sections.append(section(path, planned(path, asked.cache, anew=path.resolve() in chosen)))
-        write(asked.output, "\n".join([HEAD, *sections]))  # after each: an interrupted run leaves what it has
+        plans[path] = planned(path, asked.cache, anew=path.resolve() in chosen)
+        write(asked.output, document(plans))  # after each: an interrupted run leaves what it has
     return 0
 
 
@@ -58,6 +55,14 @@ def planned(path: Path, cache: Path, anew: bool) -> dict | str:
         return lines[-1].removeprefix("e2h: ")
     write(kept, result.stdout)
     return json.loads(result.stdout)
+
+
+def document(plans: dict[Path, dict | str]) -> str:
+    """The Markdown of all configs."""
+    made = [plan["compiler"] for plan in plans.values() if isinstance(plan, dict)]
+    compilers = sorted({f"libtpu {versions['libtpu']} and JAX {versions['jax']}" for versions in made})
+    head = HEAD.format(compilers="; ".join(compilers) or "nothing yet")
+    return "\n".join([head, *(section(path, plan) for path, plan in plans.items())])
 
 
 def section(path: Path, plan: dict | str) -> str:

@@ -5,9 +5,10 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
-# TPU's compiler, for the tests that compile for one: 200 MB that nothing else here needs, made for Linux on x86-64 only.
-if [ "$(uname -sm)" = "Linux x86_64" ] && ! python -c "import libtpu" 2>/dev/null; then
-    python -m pip install --quiet --disable-pip-version-check -c constraints.txt libtpu
+# TPU's compiler, for the tests that compile for one: 200 MB that nothing else here needs, made for Linux on x86-64 only. By JAX's
+# extra, as on a pod: it is the version that JAX names, and another one that is there is replaced.
+if [ "$(uname -sm)" = "Linux x86_64" ]; then
+    python -m pip install --quiet --disable-pip-version-check -c constraints.txt 'jax[tpu]'
 fi
 
 export JAX_PLATFORMS=cpu

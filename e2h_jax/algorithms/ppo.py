@@ -226,7 +226,8 @@ def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) ->
         scorer, row_length = judge.load_scorer(config.reward, mesh, assumed.model(config.reward.model))
         held["parameters"] = (held["parameters"], scorer.params)
     held["cache"] = [(one.description.prompts, one.description.suffixes) for one in (sampler, greedy) if one]
-    yield Program("load", *sampler.description.load, mesh, held, unit)  # the sampler's weights anew, from the policy's
+    load = sampler.description.load
+    yield Program("load", load.function, load.arguments, mesh, held, unit)  # the sampler's weights anew, from the policy's
     held = held | {"parameters": (held["parameters"], sampler.description.weights)}
 
     yield from sampler.programs(held, unit, unit.tokens)

@@ -204,7 +204,7 @@ class Llama(nnx.Module):
 
 
 def unstack(params: nnx.State, dtype: str) -> tuple[nnx.State, list[nnx.State]]:
-    """Parameters for decoding: (all but the layers', those of every layer), matrices in the compute dtype.
+    """Parameters for decoding, or some of them: (all but the layers', those of every layer), matrices in the compute dtype.
 
     For a TPU, query, key and value weights are turned to the layout that its products read, see `projection.TURNED`.
     """
@@ -221,8 +221,8 @@ def unstack(params: nnx.State, dtype: str) -> tuple[nnx.State, list[nnx.State]]:
         own = jax.tree.map(lambda x: x[number], param)
         return cast(name, jax.tree.map(lambda x: x.reshape(x.shape[0], -1).T, own) if name in turned else own)
 
-    blocks = params["blocks"]
-    layers = range(jax.tree.leaves(blocks)[0].shape[0])
+    blocks = params.get("blocks", {})
+    layers = range(jax.tree.leaves(blocks)[0].shape[0] if blocks else 0)
     rest = nnx.State({name: cast(name, param) for name, param in params.items() if name != "blocks"})
     return rest, [
         nnx.State({name: of_layer(number, name, param) for name, param in blocks.items()}) for number in layers

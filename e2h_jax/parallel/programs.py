@@ -64,10 +64,11 @@ class Assumed:
 
     Attributes:
       model: the path of a model in the config -> a `models.store.Described`.
-      prompt_tokens: of the longest prompt; 0 = 384, or as many as the config leaves room for.
+      prompt_tokens: of the longest prompt; 0 = `default_prompt`, or as many as the config leaves room for.
       solution_tokens: of a solution; 0 = as many as the config allows, or 1024 where it does not say.
       vocabulary: of a tokenizer that a new model is made for.
       steps: optimiser steps of a training stage.
+      default_prompt: tokens of the longest prompt of the stage that is planned, by what else the config says.
     """
 
     model: Callable[[str], Any]
@@ -75,12 +76,13 @@ class Assumed:
     solution_tokens: int = 0
     vocabulary: int = 32_000
     steps: int = 1000
+    default_prompt: int = 1024
 
     def prompt(self, most: int, why: str) -> int:
         """Tokens of the longest prompt, where there is room for `most`; UserError where there is not for what was asked for."""
         if most < max(1, self.prompt_tokens):
             raise UserError(f"a prompt of {max(1, self.prompt_tokens)} tokens does not fit: {why} leaves {most}")
-        return self.prompt_tokens or min(384, most)
+        return self.prompt_tokens or min(self.default_prompt, most)
 
     def solution(self, most: int) -> int:
         """Tokens of a solution, of which there can be `most`."""

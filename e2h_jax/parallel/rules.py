@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from e2h_jax.errors import UserError, nearest
+from e2h_jax.errors import nearest
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -66,22 +66,14 @@ def axis_size(mesh: Mesh, axis: str) -> int:
 def state_shardings(mesh: Mesh, state: Any) -> Any:
     """NamedShardings for a pytree of `nnx.Param`s (or of their ShapeDtypeStructs), from each parameter's `axes` metadata.
 
-    Returns the same tree with a NamedSharding as each parameter's value, fit for `jax.jit(out_shardings=...)`.
-    Raises UserError when a dimension does not divide by its mesh axes.
+    Returns the same tree with a NamedSharding as each parameter's value, fit for `jax.jit(out_shardings=...)`. That the mesh
+    divides the dimensions is `checks.check_model`'s to see.
     """
-
-    def sharding(path, param):
-        axes = param.get_metadata("axes")
-        for size, axis in zip(param.get_value().shape, axes, strict=True):
-            if axis is not None and size % axis_size(mesh, axis):
-                name = "/".join(str(getattr(key, "key", key)) for key in path)
-                raise UserError(
-                    f"mesh {dict(mesh.shape)} does not fit the model: parameter {name} has {size} along {axis!r}, which "
-                    f"does not divide by {axis_size(mesh, axis)}; choose a smaller config.mesh or other model sizes"
-                )
-        return param.replace(NamedSharding(mesh, partition_spec(axes)))
-
-    return jax.tree_util.tree_map_with_path(sharding, state, is_leaf=lambda leaf: hasattr(leaf, "get_metadata"))
+    return jax.tree.map(
+        lambda param: param.replace(NamedSharding(mesh, partition_spec(param.get_metadata("axes")))),
+        state,
+        is_leaf=lambda leaf: hasattr(leaf, "get_metadata"),
+    )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

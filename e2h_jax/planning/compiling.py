@@ -45,17 +45,17 @@ class Compiled:
 
 
 class Compiler:
-    """Compiles programs; keeps what came of each by its text, in `folder` too if there is one."""
+    """Compiles programs; keeps what came of each by its text, in `folder` too if there is one. `versions`: of what compiles."""
 
     def __init__(self, folder: Path | None = None):
         self._folder, self._found = folder, {}
-        self._versions = {name: _version(name) for name in ("jax", "jaxlib", "libtpu")}
+        self.versions = {name: _version(name) for name in ("jax", "jaxlib", "libtpu")}
 
     def __call__(self, program: Program, traced: jax.stages.Traced, target: str) -> Compiled:
         """`target` names the devices: the same text for other devices is another program."""
         with jax.set_mesh(program.mesh):
             lowered = traced.lower()
-        identity = json.dumps([target, program.loops, self._versions, lowered.as_text()])
+        identity = json.dumps([target, program.loops, self.versions, lowered.as_text()])
         key = hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
         if key not in self._found:
             self._found[key] = self._kept(key) or self._keep(key, _compile(lowered, program.loops))
@@ -98,7 +98,7 @@ def _compile(lowered: jax.stages.Lowered, loops: Sequence[int]) -> Compiled:
     )
     try:
         module = Module(compiled.as_text())
-    except jax.errors.JaxRuntimeError:  # of some programs for v5p, jaxlib 0.10 does not understand what libtpu 0.0.51 has made
+    except jax.errors.JaxRuntimeError:  # another libtpu than JAX names: jaxlib 0.10 cannot read some v5p programs of 0.0.51
         return found
     entry = module.computations[module.entry]
     arguments = sum(array.bytes for i in entry if i.opcode == "parameter" for array in arrays(i.shape))

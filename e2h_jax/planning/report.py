@@ -9,6 +9,7 @@ from e2h_jax.parallel.devices import GIB
 from e2h_jax.parallel.programs import Assumed
 from e2h_jax.planning.changes import Change
 from e2h_jax.planning.estimate import EFFICIENCY, Estimate
+from e2h_jax.planning.prompts import Prompt
 from e2h_jax.planning.stages import Planned
 from e2h_jax.planning.topologies import Topology
 
@@ -21,6 +22,7 @@ class Report(NamedTuple):
     devices: int
     found: list[Estimate]
     change: Change | None  # the nearest one that makes it fit; None where it fits, or where none was found
+    prompt: Prompt | None  # the longest one assumed; None where the user said it, or where there are none
 
     @property
     def fits(self) -> bool:
@@ -58,6 +60,7 @@ class Report(NamedTuple):
             "chips": self.topology.chips,
             "devices": self.devices,
             "mesh": list(self.plan.config.mesh),
+            "prompt": self.prompt._asdict() if self.prompt else None,
             "fits": self.fits,
             "limit": self.worst.limit,
             "largest": self.worst.program,
@@ -114,6 +117,9 @@ def show(report: Report, console: Console) -> None:
         table.add_row(one.program, *memory, total, *rates, f"{one.compile_seconds:.0f} s")
     console.print(table)
     console.print(_verdict(report, limit))
+    if report.prompt:
+        shots = f", {report.prompt.shots:,} of them solved problems in front" if report.prompt.shots else ""
+        console.print(f"Longest prompt: {sum(report.prompt):,} tokens{shots}, or as many as the config leaves room for.")
     for entry in report.work():
         console.print(_sentence(entry))
     console.print()
@@ -140,10 +146,10 @@ def _sentence(entry: dict[str, Any]) -> str:
 def explain(assumed: Assumed) -> str:
     """What the figures rest on, for people."""
     shares = ", ".join(f"{share:.0%} of the peak of its {name}" for name, share in EFFICIENCY.items())
-    prompt = str(assumed.prompt_tokens or "384 (or what the config leaves room for)")
-    solution = str(assumed.solution_tokens or "as many as the config allows (1024 where it does not say)")
+    prompt = f"{assumed.prompt_tokens} tokens" if assumed.prompt_tokens else "what is said at its stage"
+    solution = str(assumed.solution_tokens or "as many tokens as the config allows (1024 where it does not say)")
     return (
-        f"Assumed: the longest prompt has {prompt} tokens, a solution {solution}; a chip reaches {shares}; a program takes as "
+        f"Assumed: the longest prompt has {prompt}, a solution {solution}; a chip reaches {shares}; a program takes as "
         "long as the slowest of the three, and nothing else takes time. Only the largest program of each kind is compiled. "
         "What is not modelled: docs/plan.md."
     )

@@ -22,8 +22,8 @@ from e2h_jax.planning.topologies import Topology
 DOES_NOT_FIT = 3
 
 
-def run(asked: Any, overrides: Sequence[str], topologies: Sequence[Topology]) -> int:
-    """Plans every stage of the config on every slice and prints it; returns the exit code."""
+def run(asked: Any, overrides: Sequence[str], topologies: Sequence[Topology], warning: str) -> int:
+    """Plans every stage of the config on every slice and prints it; returns the exit code. `warning`: of `another_compiler`."""
     config = configs.load_file(asked.config)
     configs.override(config, overrides)
     given = dict(text.rpartition("=")[::2] for text in asked.preset)
@@ -41,11 +41,12 @@ def run(asked: Any, overrides: Sequence[str], topologies: Sequence[Topology]) ->
         change = None
         if asked.suggest and not all(one.fits for one in found):
             change, _ = changes.nearest_fit(plan, topology, found, assumed, compiler) or (None, None)
-        reports.append(Report(plan, topology, len(topology.devices()), found, change))
+        reports.append(Report(plan, topology, len(topology.devices()), found, change, plan.prompt(assumed)))
         if not asked.json:
             report.show(reports[-1], console)
     if asked.json:
         document = {"config": asked.config, "changed": list(overrides), "assumed": report.assumptions(assumed)}
+        document |= {"compiler": compiler.versions, "warning": warning or None}
         json.dump(document | {"plans": [one.plain() for one in reports]}, sys.stdout, indent=2)
         print()
     else:

@@ -1,6 +1,7 @@
 """Which stages of a config compute on devices, and the programs of each."""
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -9,6 +10,8 @@ from e2h_jax import recipe, stage
 from e2h_jax.errors import UserError
 from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.parallel.programs import Assumed, Program
+from e2h_jax.planning import prompts
+from e2h_jax.planning.prompts import Prompt
 from e2h_jax.planning.topologies import Topology
 
 DEVICE_STAGES = ("sft", "reward", "sample", "score", "rest_em", "dpo", "ppo")
@@ -21,11 +24,18 @@ class Planned(NamedTuple):
     stage: str
     config: ConfigDict
     prefix: str  # of its fields on the command line: "config." or "config.NAME."
+    stages: Mapping[str, tuple[str, ConfigDict]] = {}  # of the recipe
 
     def programs(self, topology: Topology, assumed: Assumed) -> Iterator[Program]:
         """What it runs on a slice; UserError where it does not fit the slice's devices."""
         mesh = make_mesh(self.config.mesh, topology.devices())
+        if prompt := self.prompt(assumed):
+            assumed = dataclasses.replace(assumed, default_prompt=sum(prompt))
         return stage.load(self.stage).programs(self.config, mesh, assumed)
+
+    def prompt(self, assumed: Assumed) -> Prompt | None:
+        """The longest prompt that is assumed for it; None where the user says it for all, and of a stage that has none."""
+        return None if assumed.prompt_tokens else prompts.longest(self.config, self.stages)
 
 
 def stages_of(config: ConfigDict) -> dict[str, tuple[str, ConfigDict]]:
@@ -50,10 +60,11 @@ def planned(config: ConfigDict, only: str = "") -> list[Planned]:
         raise UserError(f"--stage={only}: the config has no such stage; there are {', '.join(found)}")
     single = "stages" not in config
     plans = [
-        Planned(name, kind, fields, "config." if single else f"config.{name}.")
+        Planned(name, kind, fields, "config." if single else f"config.{name}.", found)
         for name, (kind, fields) in found.items()
         if kind in DEVICE_STAGES and only in ("", name)
     ]
     if not plans:
-        raise UserError(f"nothing to plan: none of {', '.join(found)} computes on devices")
+        which = f"{only} does not compute" if only else f"none of {', '.join(found)} computes"
+        raise UserError(f"nothing to plan: {which} on devices")
     return plans

@@ -1,11 +1,14 @@
 """Slices by name: their devices without hardware, and which slice is the next larger one."""
 
+import importlib.metadata
 import importlib.util
 import os
 import re
 import sys
 from collections.abc import MutableMapping, Sequence
 from typing import Any, NamedTuple
+
+from packaging.requirements import Requirement
 
 from e2h_jax.errors import UserError, nearest
 
@@ -72,10 +75,31 @@ def prepare(topologies: Sequence[Topology], environment: MutableMapping[str, str
         return
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            "the compiler of TPUs is not installed; get it with `pip install libtpu` (for Linux on x86-64; no TPU is needed)"
+            f"the compiler of TPUs is not installed; get it with `pip install '{named_by_jax()}'` (for Linux on x86-64; "
+            "no TPU is needed)"
         )
     environment["JAX_PLATFORMS"] = "cpu"
     # There is no TPU to ask; and to the environment libtpu would write guesses that `start_multi_host` reads.
     environment.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost", TPU_ACCELERATOR_TYPE="v5litepod-4")
     environment["TF_CPP_MIN_LOG_LEVEL"] = "3"  # texts that jaxlib cannot read are met (compiling.py), and need no stack trace
     environment["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # only one process may hold a TPU, but many may compile for one
+
+
+def named_by_jax() -> Requirement:
+    """The TPU compiler that the installed JAX asks for in its extra `tpu`, which a pod has: libtpu==0.0.42.*, say."""
+    asked = map(Requirement, importlib.metadata.requires("jax"))
+    named = next(one for one in asked if one.name == "libtpu" and one.marker.evaluate({"extra": "tpu"}))
+    return Requirement(f"{named.name}{named.specifier}")
+
+
+def another_compiler(topologies: Sequence[Topology]) -> str:
+    """A sentence for the user where TPU programs are not compiled by the compiler that JAX names; "" where all is well."""
+    if all(topology.kind == "cpu" for topology in topologies):
+        return ""
+    named, installed = named_by_jax(), importlib.metadata.version("libtpu")
+    if named.specifier.contains(installed):
+        return ""
+    return (
+        f"this plan is made with libtpu {installed}; a pod will have the one that JAX names, whose programs may need more "
+        f"memory or less: get it with `pip install '{named}'`"
+    )

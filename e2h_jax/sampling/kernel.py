@@ -19,13 +19,13 @@ from jax.sharding import Mesh
 from e2h_jax.models import attention
 from e2h_jax.models.attention import KeyValues
 from e2h_jax.models.cached_attention import LayerCache, chunk_sizes, decode, settle
-from e2h_jax.models.llama import LlamaConfig, unstack
+from e2h_jax.models.llama import LlamaConfig
 from e2h_jax.parallel.rules import axis_size, constrain
 from e2h_jax.parallel.shapes import is_abstract, shapes
 from e2h_jax.sampling.choose import Settings, choose, row_keys, row_uniforms
 from e2h_jax.sampling.exchange import Log, Rows, Work
+from e2h_jax.sampling.weights import Load, describe_load, take, unstacked
 
-_unstack = jax.jit(unstack, static_argnums=1)
 BLOCK = 8  # steps between two moments at which ended rows are given their next sample
 BLOCKS = 4  # blocks of a dispatch, at most
 SUFFIX_CHUNK = 64  # columns of the first suffix chunks
@@ -35,7 +35,7 @@ SUFFIX_CHUNKS = 4  # of this size, before they double. More: fewer columns read 
 class Description(NamedTuple):
     """The largest programs of a kernel, each with its arguments, and what it keeps on the devices; for `e2h plan`."""
 
-    load: tuple[jax.stages.Wrapped, tuple]  # makes the weights that it keeps
+    load: Load
     prefill: tuple[jax.stages.Wrapped, tuple]
     decode: tuple[jax.stages.Wrapped, tuple]
     weights: tuple
@@ -61,9 +61,11 @@ class Kernel:
         seed: int,
         settings: Settings,
         prompt_bucket: int = 64,
+        taken: bool = False,
     ):
         """`groups` must be a multiple of the mesh's batch shards; prompts are padded to prompt_bucket x 1, 2, 4, 8, …
 
+        `taken`: see `update`.
         With ShapeDtypeStructs as `params`, on a mesh of devices that need not exist, `compile` makes the same programs, to be
         examined and not run.
         """
@@ -78,7 +80,7 @@ class Kernel:
         self._suffix: list = []  # chunks, each [P, K, N, c, h] of every layer
         self.programs: dict[tuple, jax.stages.Compiled] = {}  # ("prefill", S), ("decode", prompt chunks, suffix chunks), …
         self.columns = (0, 0)  # prompt columns of a group and suffix columns of a row that the last dispatch read
-        self.update(params)
+        self.update(params, taken=taken)
 
     def adopt(self, other: "Kernel") -> None:
         """Uses the weights that another kernel of the same model and mesh has: one copy for both."""
@@ -88,15 +90,15 @@ class Kernel:
         """Lets go of the weights, until `update` or `adopt` brings some: held on, old ones would lie beside the new."""
         self._params = None
 
-    def update(self, params: nnx.State) -> None:
-        """Takes new weights of the same shapes, in the compute dtype and layer by layer."""
+    def update(self, params: nnx.State, *, taken: bool = False) -> None:
+        """Takes new weights of the same shapes, in the compute dtype and layer by layer.
+
+        `taken`: out of `params`, which are left empty: the devices never hold more than one parameter twice.
+        """
         self.abstract = is_abstract(params)
         with jax.set_mesh(self.mesh):
             self._params = None  # the old ones make room
-            if self.abstract:
-                self._params = shapes(_unstack.lower(params, self.config.dtype).compile().out_info)
-            else:
-                self._params = _unstack(params, self.config.dtype)
+            self._params = (take if taken else unstacked)(params, self.config.dtype)
 
     def weights(self) -> list[dict[str, jax.Array]]:
         """The parameters that every step reads whole: all but the embedding (unless it is the output matrix, too), by layer."""
@@ -119,13 +121,13 @@ class Kernel:
                     program, arguments = self._decoding(chunks, self._suffix_chunks(pieces))
                     self.programs["decode", chunks, pieces] = program.lower(*arguments).compile()
 
-    def describe(self, params: nnx.State, length: int) -> Description:
+    def describe(self, params: nnx.State, length: int, *, taken: bool = False) -> Description:
         """The largest programs for prompts up to this length and the caches, where `params` were shapes; see `Description`."""
         bucket = self.bucket(length)
         self._make_caches(bucket)
         suffix = self._suffix_chunks(len(self._suffix_sizes))
         return Description(
-            (_unstack, (params, self.config.dtype)),
+            describe_load(params, self.config.dtype, taken=taken),
             self._prefilling(bucket),
             self._decoding(len(chunk_sizes(self.prompt_bucket, bucket)), suffix),
             self._params,

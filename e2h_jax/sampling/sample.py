@@ -96,9 +96,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         began = time.perf_counter()
         lengths = [len(request.tokens) for request in requests]
         ends = end_tokens(tokenizer, template)
-        kernel = make_kernel(config, graph, model_config, params, mesh, ends, max(lengths, default=0))
+        kernel = make_kernel(config, graph, model_config, params, mesh, ends, max(lengths, default=0), taken=True)
         kernel.compile(lengths)
-        del params  # the kernel has its own, in the compute dtype
         roofline = Roofline(kernel)
         compiled = time.perf_counter()
 
@@ -151,9 +150,11 @@ def make_kernel(
     mesh: Mesh,
     end_ids: tuple[int, ...],
     longest: int,
+    *,
+    taken: bool = False,
 ) -> Kernel:
     """The kernel that draws as `config` says (the fields of this stage), to be compiled; UserError if the longest prompt is too
-    long for it."""
+    long for it. `taken`: out of `params`, see `Kernel.update`."""
     shards = axis_size(mesh, "batch")
     if longest + config.max_new_tokens > model_config.max_length:
         raise UserError(
@@ -180,6 +181,7 @@ def make_kernel(
         seed=config.seed,
         settings=settings,
         prompt_bucket=config.prompt_bucket,
+        taken=taken,
     )
 
 
@@ -189,9 +191,9 @@ def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) ->
     described = assumed.model(config.model)
     graph, model_config, params = store.load_frozen(described, mesh, "policy", config.dtype, config.quantize)
     unit = Unit("1M sampled tokens", 1e6)
-    drawing = describe(config, graph, model_config, params, mesh, assumed, model_config.max_length)
-    first = {"parameters": params, "cache": drawing.description.prompts}  # the stacked parameters go when all is compiled
-    yield Program("load", *drawing.description.load, mesh, first, unit, runs=0)
+    drawing = describe(config, graph, model_config, params, mesh, assumed, model_config.max_length, taken=True)
+    load = drawing.description.load
+    yield Program("load", load.function, load.arguments, mesh, {"parameters": (load.arguments, load.beside)}, unit, runs=0)
     yield from drawing.programs({}, unit, unit.tokens)
 
 
@@ -225,20 +227,22 @@ def describe(
     assumed: Assumed,
     positions: int,
     beside: Kernel | None = None,
+    taken: bool = False,
 ) -> Drawing:
     """The kernel of `make_kernel` for the longest prompt that is assumed; `params` are shapes.
 
     Args:
       positions: that prompt and solution may take together.
       beside: another kernel, whose weights it uses.
+      taken: the kernel takes its weights out of `params`, see `Kernel.update`.
     """
     why = f"config.max_new_tokens={config.max_new_tokens} of {positions} positions"
     prompt = assumed.prompt(positions - config.max_new_tokens, why)
-    kernel = make_kernel(config, graph, model_config, params, mesh, ASSUMED_END, prompt)
+    kernel = make_kernel(config, graph, model_config, params, mesh, ASSUMED_END, prompt, taken=taken)
     if beside is not None:
         kernel.adopt(beside)
     solution = assumed.solution(config.max_new_tokens)
-    return Drawing(kernel, kernel.describe(params, prompt), config.samples, prompt, solution)
+    return Drawing(kernel, kernel.describe(params, prompt, taken=taken), config.samples, prompt, solution)
 
 
 def check(config: ml_collections.ConfigDict) -> None:

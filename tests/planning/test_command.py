@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -11,12 +12,14 @@ from e2h_jax import config as configs
 from e2h_jax.main import main
 from e2h_jax.models import presets
 from e2h_jax.planning import estimate as estimates
+from e2h_jax.planning import topologies
 from e2h_jax.planning.changes import nearest_fit
 from e2h_jax.planning.compiling import refusal
 from e2h_jax.planning.models import Models
 from e2h_jax.planning.stages import planned, stages_of
 from e2h_jax.planning.topologies import parse
 
+ROOT = Path(__file__).parents[2]
 RECIPE = '''"""A recipe.
 
 Slice: cpu:8
@@ -153,7 +156,7 @@ def test_another_error_of_the_compiler_is_not_taken_for_one():
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        ([], "--topology=… is missing"),
+        ([], "--topology=… is missing: .* or write a line `Slice: v5e:4x4` into the docstring of .*tiny.py"),
         (["--topology=v9:2x2"], '"v9" is unknown.*v5e'),
         (["--topology=v5e:4"], "a slice of v5e is written like v5e:4x4"),
         (["--topology=v5p:4x4"], "v5p:2x4x4"),
@@ -178,10 +181,30 @@ def test_mistakes_are_told_in_one_sentence_before_anything_is_compiled(flags, se
 def test_a_missing_config_and_a_missing_compiler(tiny, capsys, monkeypatch):
     assert main(["plan", "--topology=cpu:8"]) == 2
     assert "--config=FILE.py is missing" in capsys.readouterr().err
+    assert main(["plan", tiny.replace("tiny.py", "tony.py")]) == 2  # which names no slice, either
+    assert re.search('no config file .*tony.py .did you mean ".*tiny.py"', capsys.readouterr().err)
     monkeypatch.setitem(sys.modules, "libtpu", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["plan", tiny, "--topology=v5e:2x2"]) == 2
-    assert "pip install libtpu" in capsys.readouterr().err
+    assert f"pip install '{topologies.named_by_jax()}'" in capsys.readouterr().err
+
+
+def test_another_compiler_than_pods_have_is_named_in_one_line(tiny, capsys, monkeypatch):
+    monkeypatch.setattr(topologies, "prepare", lambda _: None)
+    monkeypatch.setattr("importlib.metadata.version", lambda package: "0.0.1" if package == "libtpu" else "1")
+    monkeypatch.setattr("e2h_jax.planning.run.run", lambda asked, overrides, slices, warning: print(json.dumps(warning)) or 0)
+    assert main(["plan", tiny, "--topology=v5e:2x2"]) == 0
+    said = capsys.readouterr()
+    assert said.err == f"e2h: {json.loads(said.out)}\n" and "libtpu 0.0.1" in said.err
+    assert f"pip install '{topologies.named_by_jax()}'" in said.err
+    assert main(["plan", tiny, "--topology=cpu:8"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_this_projects_versions_have_the_compiler_that_jax_names():
+    """A pod installs the extra `tpu` with these: another one could not be installed at all."""
+    pinned = re.search(r"^libtpu==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert topologies.named_by_jax().specifier.contains(pinned[1])
 
 
 def test_the_next_larger_slices():

@@ -34,7 +34,8 @@ def topology():
 def plan(topology, name, **fields):
     config = stage.load(name).defaults().copy_and_resolve_references().unlock()
     config.update(fields)
-    return estimates(Planned(name, name, config.lock(), "config."), topology, Assumed(Models({}, {}, 32000)), Compiler())
+    assumed = Assumed(Models({}, {}, 32000), prompt_tokens=384)
+    return estimates(Planned(name, name, config.lock(), "config."), topology, assumed, Compiler())
 
 
 def test_a_training_step_of_llemma_7b(topology):
