@@ -36,6 +36,9 @@ class Topology(NamedTuple):
                 raise UserError(f"--topology={self.name}: this process has been started with {len(found)} devices")
             return found[: self.chips]
         options = {"chip_config_name": "megacore"} if self.kind == "v4" else {}  # both cores of a v4 chip are one device
+        if self.chips < 4:  # a part of a host; by default the compiler takes hosts of 2x2
+            sizes = [int(size) for size in self.name.partition(":")[2].split("x")]
+            options["chips_per_host_bounds"] = tuple(sizes + [1] * (3 - len(sizes)))
         try:
             return topologies.get_topology_desc(platform="tpu", topology_name=self.name, **options).devices
         except Exception as error:  # of libtpu, which knows more about slices than this table

@@ -65,3 +65,8 @@ def test_a_sampler_of_llemma_7b(topology):
     # In 32 steps each of 64 rows meets each weight; and they read all weights every time.
     assert decode.flops == pytest.approx(2 * 32 * 64 * PARAMETERS / 16, rel=0.2)
     assert decode.moved > 32 * 2 * PARAMETERS / 16
+
+
+@pytest.mark.parametrize(("name", "devices"), [("v5e:1x1", 1), ("v5e:2x2", 4), ("v6e:1x1", 1), ("tpu7x:2x2x1", 8)])
+def test_the_smallest_slices_are_known(topology, name, devices):
+    assert len(topologies.parse(name).devices()) == devices
