@@ -37,9 +37,10 @@ class Chip(NamedTuple):
 
 GIB = 2**30
 
-# By `device_kind`. Memory: what libtpu 0.0.51 gives as available when a program needs too much, of 32, 16, 95, 32 and 192 GiB
-# a chip. Links: half of the bidirectional bandwidth of a chip in Cloud TPU's pages of v5e (400 GB/s), v5p (1200), v6e (800) and
-# tpu7x (1200); of v4, six links of 50 GB/s each way (Jouppi et al. 2023, arXiv 2304.01433).
+# By `device_kind`. Memory: what libtpu gives as available when a program needs too much, of 32, 16, 95, 32 and 192 GiB a chip
+# (0.0.42 says 0.01 GiB more of v5p, v6e and tpu7x). Links: half of the bidirectional bandwidth of a chip in Cloud TPU's pages
+# of v5e (400 GB/s), v5p (1200), v6e (800) and tpu7x (1200); of v4, six links of 50 GB/s each way (Jouppi et al. 2023,
+# arXiv 2304.01433).
 CHIPS = {
     "TPU v4": Chip(30.75 * GIB, 300e9),
     "TPU v5 lite": Chip(15.75 * GIB, 200e9),

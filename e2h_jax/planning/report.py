@@ -146,10 +146,10 @@ def _sentence(entry: dict[str, Any]) -> str:
 def explain(assumed: Assumed) -> str:
     """What the figures rest on, for people."""
     shares = ", ".join(f"{share:.0%} of the peak of its {name}" for name, share in EFFICIENCY.items())
-    prompt = f"{assumed.prompt_tokens} tokens" if assumed.prompt_tokens else "what is said at its stage"
-    solution = str(assumed.solution_tokens or "as many tokens as the config allows (1024 where it does not say)")
+    prompts = f"the longest prompt has {assumed.prompt_tokens} tokens" if assumed.prompt_tokens else "prompts as said above"
+    solution = str(assumed.solution_tokens or "as many as the config allows (1024 where it does not say)")
     return (
-        f"Assumed: the longest prompt has {prompt}, a solution {solution}; a chip reaches {shares}; a program takes as "
+        f"Assumed: {prompts}; tokens of a solution: {solution}; a chip reaches {shares}; a program takes as "
         "long as the slowest of the three, and nothing else takes time. Only the largest program of each kind is compiled. "
         "What is not modelled: docs/plan.md."
     )
