@@ -32,7 +32,7 @@ from e2h_jax.data.steps import encode_prompt, encode_solutions, split_steps
 from e2h_jax.data.templates import Template, get_template
 from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError, nearest
-from e2h_jax.evaluation.report.terminal import scored_step
+from e2h_jax.evaluation.report.terminal import printable, scored_step
 from e2h_jax.evaluation.voting import aggregate
 from e2h_jax.grading import group_answers
 from e2h_jax.models import store
@@ -176,7 +176,7 @@ def solve(console: Console, policy: Policy, judge: Judge | None, question: str, 
             complete = len(steps) if over else max(0, len(steps) - 1)
             if console.is_terminal:
                 waiting = f"   {sum(over for _, over in last)} of {len(last)} solutions" if len(last) > 1 else ""
-                live.update(Text.assemble("".join(steps[complete:]), (waiting, "dim")))
+                live.update(Text.assemble(printable("".join(steps[complete:])), (waiting, "dim")))
             if complete > printed:
                 (scores,) = judge.scores(question, [text]) if judge else (None,)
                 for number in range(printed, complete):
@@ -209,7 +209,8 @@ def _votes(policy: Policy, judge: Judge | None, question: str, texts: list[str])
         table.add_column(name, justify="right")
     for index in sorted(range(len(found)), key=lambda i: -columns[0][1][i]):
         cells = [f"{'*' if values[index] == max(values) else ''}{values[index]:{form}}" for _, values, form in columns]
-        table.add_row(Text(next(a for a, n in zip(given, numbers, strict=True) if n == found[index])), *cells)
+        answer = next(answer for answer, number in zip(given, numbers, strict=True) if number == found[index])
+        table.add_row(Text(printable(answer)), *cells)
     if none := int((numbers < 0).sum()):
         table.add_row(Text("(no answer)", style="dim"), str(none))
     return table

@@ -39,22 +39,18 @@ class Evaluation:
 
 
 def read(folder: Folder) -> Evaluation:
-    """Reads results.json, and grades the samples anew, for it does not hold them."""
-    results = json.loads((folder.path / "results.json").read_text(encoding="utf-8"))
-    config = ConfigDict(folder.config)
-    adopted = dict(config.headline)
-    summary = {
-        "run": folder.run,
-        "name": folder.name,
-        "adopted": adopted,
-        "rows": [row | {"label": label(row)} for row in _shown(results["rows"], adopted)],
-        "paired": _shown(results["paired"], adopted),
-        **{name: results[name] for name in ("compared", "quality", "graded", "seconds")},
-        "subjects": [row | {"label": label(row)} for row in results.get("subjects", [])],
-        "paper": paper.curves(results.get("paper", {})),
-        "judged": [],
-        "note": "",
-    }
+    """Reads results.json, and grades the samples anew, for it does not hold them.
+
+    Raises:
+      UserError: results.json is damaged or of another version.
+    """
+    path = folder.path / "results.json"
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        summary = _summary(folder, results)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is damaged or of another version; delete {folder.path} and evaluate again.") from None
+    config, adopted = ConfigDict(folder.config), summary["adopted"]
     try:
         problems = inputs.read_problems(config.problems)
         generators = [
@@ -76,6 +72,22 @@ def read(folder: Folder) -> Evaluation:
             wanted = dict.fromkeys([*adopted.values(), "last"])
             summary["judged"] += judgements(generator, list(wanted), labels.get(generator.name, {}), groups)
     return _with_problems(Evaluation(summary, {}, problems, generators), adopted)
+
+
+def _summary(folder: Folder, results: dict) -> dict:
+    adopted = dict(folder.config["headline"])
+    return {
+        "run": folder.run,
+        "name": folder.name,
+        "adopted": adopted,
+        "rows": [row | {"label": label(row)} for row in _shown(results["rows"], adopted)],
+        "paired": _shown(results["paired"], adopted),
+        **{name: results[name] for name in ("compared", "quality", "graded", "seconds")},
+        "subjects": [row | {"label": label(row)} for row in results.get("subjects", [])],
+        "paper": paper.curves(results.get("paper", {})),
+        "judged": [],
+        "note": "",
+    }
 
 
 def _shown(rows: Sequence[dict], adopted: dict[str, str]) -> list[dict]:

@@ -14,6 +14,7 @@ from e2h_jax.evaluation.report import folders, gather
 from e2h_jax.evaluation.voting import aggregate
 
 _ANSWERS = 6  # columns of the table of votes
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _MARKS = {0: ("✗ wrong", "dark_orange"), 1: ("✓ right", "dodger_blue1"), 2: ("? undecided", "grey50")}
 
 
@@ -26,13 +27,18 @@ def score_style(score: float) -> str:
     return "" if score < 0.8 else "dodger_blue1"
 
 
+def printable(text: str) -> str:
+    """A model's text without what would steer the terminal (escape sequences, say) or cannot be encoded."""
+    return _CONTROL.sub("\ufffd", text)
+
+
 def scored_step(text: str, score: float | None, note: str = "") -> Table:
     """One step with its score in front; without colours, the score alone tells."""
     row = Table.grid(padding=(0, 1))
     row.add_column(width=5, justify="right", no_wrap=True)
     row.add_column()
     style = "" if score is None else score_style(score)
-    text = re.sub(r"\n\s*\n", "\n", text)
+    text = re.sub(r"\n\s*\n", "\n", printable(text))
     row.add_row(Text("" if score is None else f"{score:.2f}", style=style), Text(text, style=style).append(note, style="dim"))
     return row
 
@@ -45,19 +51,22 @@ def show_problem(workdirs: Sequence[str], problem_id: str, samples: int, console
     """
     console = console or Console()
     known: list[str] = []
+    notes: list[str] = []
     found = [folder for folder in folders.find(workdirs) if folder.stage == "evaluate"]
     if not found:
         raise UserError(f"{workdirs[0]}: no finished evaluation in it, so there are no problems to show.")
     shown = False
     for folder in found:
         evaluation = gather.read(folder)
-        if not evaluation.index:
-            raise UserError(evaluation.summary["note"])
-        known += evaluation.index["id"]
-        if problem_id in evaluation.index["id"]:
-            console.print(_view(evaluation, evaluation.index["id"].index(problem_id), samples))
+        notes += filter(None, [evaluation.summary["note"]])
+        ids = evaluation.index.get("id", [])
+        known += ids
+        if problem_id in ids:
+            console.print(_view(evaluation, ids.index(problem_id), samples))
             shown = True
     if not shown:
+        if not known:
+            raise UserError(notes[0])
         close = nearest(problem_id, known)
         raise UserError(f'--problem: there is no problem "{problem_id}"{close}; the first is "{known[0]}".')
 
@@ -67,8 +76,8 @@ def _view(evaluation: gather.Evaluation, number: int, samples: int) -> Group:
     facts = [f"level {index['level'][number]}" if index["level"][number] is not None else "", index["subject"][number] or ""]
     parts: list = [
         Text(f"{index['id'][number]}  ", style="bold").append("  ".join(filter(None, facts)), style="dim"),
-        Padding(Text(index["question"][number]), (1, 2)),
-        Text.assemble("Right answer: ", (str(index["answer"][number]), "bold")),
+        Padding(Text(printable(index["question"][number])), (1, 2)),
+        Text.assemble("Right answer: ", (printable(str(index["answer"][number])), "bold")),
     ]
     details = evaluation.detail(number)
     for name, own in index["generators"].items():
@@ -88,7 +97,7 @@ def _votes(own: Mapping, number: int) -> Table:
     shown = sorted(range(len(answers)), key=lambda i: -answers[i][2])[:_ANSWERS]
     for i in shown:
         mark, style = _MARKS[int(answers[i][1] >= 0.5)]
-        table.add_column(Text.assemble(answers[i][0], " ", (mark[0], style)), justify="right")
+        table.add_column(Text.assemble(printable(answers[i][0]), " ", (mark[0], style)), justify="right")
     for decision in own["decisions"]:
         if totals := decision["totals"] and decision["totals"][number]:
             whole = sum(totals) or 1.0
@@ -133,4 +142,4 @@ def _heading(title: str, solution: Mapping, own: Mapping, number: int, more: str
     mark, style = _MARKS[solution["v"]]
     answer = own["answers"][number][solution["a"]][0] if solution["a"] >= 0 else solution.get("x", "none")
     cut = "  cut off by length" if "l" in solution else ""
-    return Text.assemble((title, "bold"), "  ", (mark, style), f"  answer {answer}", (more + cut, "dim"))
+    return Text.assemble((title, "bold"), "  ", (mark, style), f"  answer {printable(answer)}", (more + cut, "dim"))

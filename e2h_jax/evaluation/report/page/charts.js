@@ -17,8 +17,9 @@ const hideTooltip = () => { tooltip().hidden = true; };
 const DASHES = { solid: null, dashed: "6 4", dotted: "1.5 4", paper: "7 3 1.5 3" };
 
 // One panel: axes, and the two functions from values to places.
-function panel({ width = 360, height = 230, x, y, label, xLabel, left = 38 }) {
-  const box = { left, right: width - 10, top: 10, bottom: height - (xLabel ? 36 : 22) };
+function panel({ width = 360, height = 230, x, y, label, xLabel }) {
+  const left = 12 + 6.2 * Math.max(2, ...y.ticks.map((value) => y.format(value).length)); // room for the labels
+  const box = { left, right: width - 14, top: 10, bottom: height - (xLabel ? 36 : 22) };
   const transform = x.log ? Math.log2 : (value) => value;
   const [low, high] = x.domain.map(transform);
   const atX = (value) => box.left + ((transform(value) - low) / (high - low || 1)) * (box.right - box.left);

@@ -22,7 +22,7 @@ class Browser {
     this.detail = make("article", { class: "open-problem", "aria-live": "polite" });
     this.panes = make("div", { class: "browser" }, this.list, this.detail);
     this.left = make("p", { class: "says" });
-    this.element = make("div", {}, make("p", { class: "says" }, "Every problem with its solutions: their steps coloured by score, and why an answer won. Keys: j and k for the problems, ← and → for the solutions, ? for all."),
+    this.element = make("div", {}, make("p", { class: "says" }, "Every problem with its solutions: their steps coloured by score, and why an answer won. ", make("span", { class: "keys" }, "Keys: j and k for the problems, ← and → for the solutions, ? for all.")),
       this.left, this.controls, this.status, this.panes);
     this.use(evaluations[0].number);
   }
@@ -62,7 +62,7 @@ class Browser {
   drawControls() {
     const { wanted, index } = this;
     const set = (name) => (value) => { wanted[name] = value; this.refresh(); };
-    const unique = (list) => [...new Set(list.filter((value) => value !== null))].sort();
+    const unique = (list) => [...new Set(list.filter((value) => value !== null))].sort((a, b) => String(a).localeCompare(b, "en", { numeric: true }));
     const levels = unique(index.level);
     const subjects = unique(index.subject);
     const generators = Object.keys(index.generators);
@@ -192,8 +192,8 @@ const verdictMark = (accuracy) => {
 
 // A text with its formulas rendered. Where there is no KaTeX, or it cannot read a formula, the source stands there.
 function rich(text) {
-  return segments(text).map((piece) => {
-    if (piece.text !== undefined) return piece.text;
+  return segments(text).map((piece, i, pieces) => {
+    if (piece.text !== undefined) return pieces[i - 1]?.display ? piece.text.replace(/^[ \t]*\n/, "") : piece.text; // its line has ended already
     if (piece.code !== undefined) return make("details", {}, make("summary", {}, "figure (Asymptote source)"), make("pre", {}, piece.code));
     return formula(piece.tex, piece.display);
   });
@@ -239,7 +239,7 @@ function whyView(browser, number) {
     const totals = d.totals[number];
     const sum = totals.reduce((a, b) => a + b, 0);
     const win = d.winner[number] === i;
-    const text = d.decoding === "majority" ? String(totals[i]) : d.decoding === "weighted" ? `${percent(totals[i] / (sum || 1), 0)} %` : d.evaluator === "likelihood" ? totals[i].toFixed(1) : score(totals[i]);
+    const text = d.decoding === "majority" ? String(totals[i]) : d.decoding === "weighted" ? `${percent(totals[i] / (sum || 1), 0)}\u00a0%` : d.evaluator === "likelihood" ? totals[i].toFixed(1) : score(totals[i]);
     const share = d.decoding === "best_of_n" ? null : make("span", { class: "share" }, make("i", { style: `width:${(100 * totals[i]) / (sum || 1)}%` }));
     return make("td", { class: win ? "winner" : null }, win && make("span", { title: "wins", role: "img", "aria-label": "wins" }, "★ "), text, share);
   };
@@ -259,7 +259,7 @@ function whySentence(browser, number) {
     if (i < 0) return [`${d.label} chose a solution that is ${verdict}`];
     const by = {
       majority: () => `with ${total} of ${own.samples} votes`,
-      weighted: () => `with ${percent(total / (d.totals[number].reduce((a, b) => a + b, 0) || 1), 0)} % of the weight`,
+      weighted: () => `with ${percent(total / (d.totals[number].reduce((a, b) => a + b, 0) || 1), 0)}\u00a0% of the weight`,
       best_of_n: () => (d.evaluator === "likelihood" ? "by its log-probability" : `by a score of ${score(total)}`),
       greedy: () => "",
     }[d.decoding]();

@@ -78,7 +78,7 @@ function comparedTable(evaluation) {
   const [low, high] = [Math.min(0, ...ends), Math.max(0, ...ends)];
   const group = focus(evaluation);
   return [make("h3", {}, "Generators compared"),
-    make("p", { class: "says" }, "How many points more of the problems one generator's greedy solutions get right than another's, problem by problem."),
+    make("p", { class: "says" }, "Accuracy of one generator's greedy solutions minus another's, in points, paired by problem."),
     make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Generators compared" }, make("table", {},
       make("thead", {}, make("tr", {}, ["", ...GROUPS, group].map((cell) => make("th", { scope: "col" }, cell)))),
       make("tbody", {}, evaluation.compared.map((row) => make("tr", {}, make("th", { scope: "row" }, `${row.generator} minus ${row.minus}`),
