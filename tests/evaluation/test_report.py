@@ -137,6 +137,25 @@ def test_training_curves(run_folder):
     assert "unknown" not in run["curves"]
 
 
+def test_lines_that_are_none_of_a_run_s_are_passed_over(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2}\n3\n{"loss": 4}\n{"step": 5, "loss": null}\n\n{"step": 6, "loss": 7}\n')
+    assert curves.read_curves(path) == {"loss": [[1, 6], [2, 7]]}
+
+
+def test_pre_training_is_apart_from_what_is_made_of_it(tmp_path):
+    stages = {"base": "", "sft": "{run}/base/model"}
+    write_json(tmp_path / "config.json", {"stage": "recipe", "config": {"stages": list(stages)}})
+    for name, init in stages.items():
+        write_json(tmp_path / name / "config.json", {"stage": "sft", "config": {"init": init}})
+        write_records(tmp_path / name / "metrics.jsonl", [{"step": 1, "loss": 1.0}])
+    groups = curves.training(folders.find([str(tmp_path)]))
+    assert [(g["title"], [run["name"] for run in g["runs"]]) for g in groups] == [
+        ("Pre-training", ["base"]),
+        ("Supervised fine-tuning", ["sft"]),
+    ]
+
+
 def test_long_curves_are_thinned_and_a_torn_line_is_passed_over(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": n, "loss": n % 2}) + "\n" for n in range(1, 1001)) + '{"step": 10')
@@ -206,10 +225,22 @@ def test_the_command(run_folder, tmp_path, capsys):
         (["--workdir={run}/ppo", "--problem=p/1"], "no finished evaluation in it"),
         (["--workdir={run}", "--output={tmp}/file/r.html"], "cannot be written"),
         (["--workdir={run}", "--samples=many"], "argument --samples: invalid int value: 'many'"),
+        (["--workdir={run}", "--problem=p/1", "--samples=0"], "--samples=0 is too few"),
+        (["--workdir={tmp}/model"], "model/config.json is no stage's"),
+        (["--workdir={tmp}/begun"], "nothing to show yet; its training has not logged a line"),
+        (["--workdir={tmp}/scores"], "compare its samples or scores by `e2h evaluate` first"),
+        (["--workdir={tmp}/older"], "results.json is damaged or of another version"),
+        (["--workdir={tmp}/lost", "--problem=p/1"], "The problems and their solutions are left out: "),
     ],
 )
 def test_mistakes_are_one_sentence(run_folder, tmp_path, capsys, arguments, sentence):
     (tmp_path / "file").write_text("")
+    write_json(tmp_path / "model" / "config.json", {"model_type": "llama"})
+    write_json(tmp_path / "begun" / "config.json", {"stage": "sft", "config": {"init": ""}})
+    write_json(tmp_path / "scores" / "config.json", {"stage": "score", "config": {}})
+    for name in ("older", "lost"):
+        shutil.copytree(run_folder / "evaluate", tmp_path / name)
+    write_json(tmp_path / "older" / "results.json", {"rows": [{"n": 1}]})
     assert command.main(["show", *(argument.format(run=run_folder, tmp=tmp_path) for argument in arguments)]) == 2
     assert sentence in capsys.readouterr().err
 
@@ -235,6 +266,13 @@ def test_one_problem_in_the_terminal(run_folder):
     assert text.index("sft #2") < text.index("sft #0") < text.index("1 more; --samples=4 shows all.")
     assert re.search(r"0\.90 So: ", text)
     assert "\x1b[" in printed(force_terminal=True, color_system="256")
+
+
+def test_a_solution_cannot_steer_the_terminal():
+    assert terminal.printable("\x1b[31mred\x07 \ud800\r\tend\n") == "\ufffd[31mred\ufffd \ufffd\ufffd\tend\n"
+    out = io.StringIO()
+    Console(file=out, width=60).print(terminal.scored_step("a\x1b]0;title\x07b", 0.4))
+    assert "a\ufffd]0;title\ufffdb" in out.getvalue() and "\x1b" not in out.getvalue()
 
 
 def test_the_paper_s_curves():

@@ -103,7 +103,7 @@ def _votes(own: Mapping, number: int) -> Table:
             whole = sum(totals) or 1.0
             cells = [f"{totals[i] / whole:.0%}" if decision["decoding"] == "weighted" else f"{totals[i]:.3g}" for i in shown]
             stars = ["*" if decision["winner"][number] == i else "" for i in shown]
-            table.add_row(decision["label"], *(star + cell for star, cell in zip(stars, cells, strict=True)))
+            table.add_row(Text(decision["label"]), *(star + cell for star, cell in zip(stars, cells, strict=True)))
     if len(answers) > len(shown):
         table.caption, table.caption_justify = f"and {len(answers) - len(shown)} more answers with fewer votes", "left"
     return table
