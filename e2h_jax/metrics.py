@@ -161,6 +161,7 @@ class Seconds:
         self.total: dict[str, float] = {}
 
     def start(self) -> None:
+        """Begins a step, and its first phase."""
         self.latest, self._since = {}, time.perf_counter()
 
     def stop(self, phase: str) -> None:
