@@ -19,7 +19,7 @@ from e2h_jax import main as command
 from e2h_jax.data.storage import write_json, write_records
 from e2h_jax.errors import UserError
 from e2h_jax.evaluation import evaluate, paper
-from e2h_jax.evaluation.report import curves, folders, gather, page, show, terminal
+from e2h_jax.evaluation.report import curves, decisions, folders, gather, page, show, terminal
 from e2h_jax.evaluation.report.judgement import distribution
 from e2h_jax.evaluation.report.solutions import cut
 
@@ -66,7 +66,8 @@ def test_what_the_figures_are_drawn_from(report):
     assert (curve["evaluator"], curve["hard"]["weighted"][-1]) == ("prm", pytest.approx(24, abs=4))
     steps = next(j for j in evaluation["judged"] if (j["evaluator"], j["judged"], j["group"]) == ("prm", "steps", "all"))
     assert sum(steps["right"]) == sum(steps["wrong"]) == 12
-    assert evaluation["shown"] == evaluation["drawn"] == {"samples": 4, "problems": 3}
+    assert evaluation["drawn"] == {"samples": 4, "problems": 3}
+    assert evaluation["shown"] == evaluation["drawn"] | {"listed": 3}
 
 
 def test_the_index_tells_what_every_decision_came_to(report):
@@ -187,6 +188,31 @@ def test_a_page_that_would_be_too_large_leaves_samples_out_and_says_so(run_folde
     shown = json.loads(inflate(text, "core"))["evaluations"][0]["shown"]
     assert (shown["samples"], shown["problems"]) == (samples, problems)
     assert len(part_of(text, 0)[0]["generators"]["sft"]["samples"]) == samples
+
+
+def test_a_list_of_problems_that_would_be_too_large_is_cut_and_says_so(run_folder):
+    evaluation = gather.read(folders.find([str(run_folder)])[-1])
+    noise = np.random.default_rng(0)
+    evaluation.index["question"] = [noise.bytes(200_000).hex() for _ in evaluation.problems]
+    text = page.build("large", [evaluation], [], limit=2_200_000)
+    assert len(text) <= 2_200_000
+    assert json.loads(inflate(text, "core"))["evaluations"][0]["shown"] == {"samples": 4, "problems": 2, "listed": 2}
+    index = json.loads(inflate(text, "index-0"))
+    assert index["id"] == ["p/0", "p/1"]
+    assert {len(decision["winner"]) for decision in index["generators"]["sft"]["decisions"]} == {2}
+
+
+def test_of_many_answers_the_winners_and_the_most_voted_are_kept(run_folder, monkeypatch):
+    monkeypatch.setattr(decisions, "MOST", 1)
+    evaluation = gather.read(folders.find([str(run_folder)])[-1])
+    own = evaluation.index["generators"]["sft"]
+    # p/1: 8 wins the majority, 7 the others; the answer with the markup is left out. p/0: 5 wins, 6 is the greedy one's.
+    assert [answer[0] for answer in own["answers"][1]] == ["8", "7"]
+    assert own["more"] == [0, 1, 1]
+    weighted = next(decision for decision in own["decisions"] if decision["key"] == "weighted prm")
+    assert (weighted["totals"][1], weighted["sums"][1], weighted["winner"][1]) == ([0.2, 0.72], 0.93, 1)
+    last = evaluation.detail(1)["generators"]["sft"]["samples"][3]
+    assert last["a"] == -1 and "hacked" in last["x"]
 
 
 def part_of(text, number):

@@ -72,17 +72,21 @@ def packed(sample: Mapping, answer: int, scores: Mapping[str, Sequence[float]], 
     return found
 
 
-def solutions_of(generator: Generator, problem: int, greedy_answer: int, most: int) -> dict:
-    """The generator's solutions of a problem: {"greedy": solution or null, "samples": the first `most` solutions}."""
+def solutions_of(generator: Generator, problem: int, kept: Sequence[int], greedy_answer: int, most: int) -> dict:
+    """The generator's solutions of a problem: {"greedy": solution or null, "samples": the first `most` solutions}.
+
+    Args:
+      kept: which of the problem's answers have an index, and so a place in the tables of votes.
+    """
     result: dict = {"greedy": None, "samples": []}
     if generator.greedy_samples:
         sample = generator.greedy_samples[problem]
         result["greedy"] = packed(sample, greedy_answer, {}, sample["sample"])
     if generator.correct is not None:
         numbers = sorted(set(generator.answers[problem].tolist()) - {-1})
+        place = {numbers[i]: position for position, i in enumerate(kept)}
         for column, sample in enumerate(generator.samples[problem][:most]):
-            number = int(generator.answers[problem][column])
+            answer = place.get(int(generator.answers[problem][column]), -1)
             scores = {name: by[problem][column] for name, by in generator.step_scores.items()}
-            answer = numbers.index(number) if number >= 0 else -1
             result["samples"].append(packed(sample, answer, scores, sample["sample"]))
     return result

@@ -13,7 +13,7 @@ from e2h_jax.errors import UserError, nearest
 from e2h_jax.evaluation.report import folders, gather
 from e2h_jax.evaluation.voting import aggregate
 
-_ANSWERS = 6  # columns of the table of votes
+_ANSWERS = 6  # columns of the table of votes: those that win, and those with most votes
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _MARKS = {0: ("✗ wrong", "dark_orange"), 1: ("✓ right", "dodger_blue1"), 2: ("? undecided", "grey50")}
 
@@ -89,23 +89,25 @@ def _view(evaluation: gather.Evaluation, number: int, samples: int) -> Group:
 
 
 def _votes(own: Mapping, number: int) -> Table:
-    """A row for each way to decide; a column for each answer that got most votes."""
+    """A row for each way to decide; columns of the answers that win, and of those with most votes."""
     title = "Votes, shares of the weight, best scores; * wins"
     table = Table(box=box.SIMPLE, pad_edge=False, title=title, title_justify="left")
     table.add_column("decided by", no_wrap=True)
     answers = own["answers"][number]
-    shown = sorted(range(len(answers)), key=lambda i: -answers[i][2])[:_ANSWERS]
+    winners = {decision["winner"][number] for decision in own["decisions"]}
+    shown = sorted(range(len(answers)), key=lambda i: (i not in winners, -answers[i][2]))[:_ANSWERS]
+    shown.sort(key=lambda i: -answers[i][2])
     for i in shown:
         mark, style = _MARKS[int(answers[i][1] >= 0.5)]
         table.add_column(Text.assemble(printable(answers[i][0]), " ", (mark[0], style)), justify="right")
     for decision in own["decisions"]:
         if totals := decision["totals"] and decision["totals"][number]:
-            whole = sum(totals) or 1.0
+            whole = decision["sums"][number] or 1.0
             cells = [f"{totals[i] / whole:.0%}" if decision["decoding"] == "weighted" else f"{totals[i]:.3g}" for i in shown]
             stars = ["*" if decision["winner"][number] == i else "" for i in shown]
             table.add_row(Text(decision["label"]), *(star + cell for star, cell in zip(stars, cells, strict=True)))
-    if len(answers) > len(shown):
-        table.caption, table.caption_justify = f"and {len(answers) - len(shown)} more answers with fewer votes", "left"
+    if more := len(answers) - len(shown) + own["more"][number]:
+        table.caption, table.caption_justify = f"and {more} more answers with fewer votes", "left"
     return table
 
 
