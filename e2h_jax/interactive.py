@@ -219,7 +219,10 @@ def _votes(policy: Policy, judge: Judge | None, question: str, texts: list[str])
 def _questions(stream: TextIO, console: Console, talking: bool) -> Iterator[str]:
     """The problems: from a terminal several lines each, ended by an empty one; from a pipe one a line."""
     if not talking:
-        yield from (line.strip() for line in stream if line.strip())
+        try:
+            yield from (line.strip() for line in stream if line.strip())
+        except UnicodeDecodeError as error:
+            raise UserError(f"the problems from the pipe are no UTF-8 text ({error.reason}); convert them first.") from None
         return
     import readline  # noqa: F401 (input() then edits the line)
 

@@ -15,6 +15,7 @@ from e2h_jax.data import arithmetic
 from e2h_jax.data.steps import encode_prompt, encode_solutions, split_steps
 from e2h_jax.data.templates import get_template
 from e2h_jax.data.tokenizer import build_tokenizer
+from e2h_jax.errors import UserError
 from e2h_jax.models import store
 from e2h_jax.models.llama import LlamaConfig
 from e2h_jax.parallel.mesh import make_mesh
@@ -163,6 +164,11 @@ def test_problems_from_a_pipe(models, monkeypatch, capsys):
     assert command.main(["try", *flags]) == 0
     out = capsys.readouterr().out
     assert out.index("x=1") < out.index("y=2")
+
+
+def test_a_pipe_that_is_no_text_is_one_sentence():
+    with pytest.raises(UserError, match="no UTF-8 text"):
+        list(interactive._questions(io.TextIOWrapper(io.BytesIO(b"x=1\n\xff\n"), "utf-8"), Console(), talking=False))
 
 
 @pytest.mark.parametrize(
