@@ -98,7 +98,7 @@ def log_to_wandb() -> None:
 def wandb_run(stage: str, config: Mapping[str, Any], workdir: Path) -> Iterator[None]:
     """Around a stage: one run of Weights & Biases for what is logged in `workdir`; nothing unless `log_to_wandb` was called.
 
-    The run's name is kept in workdir/wandb, so that a resumed stage goes on in the same one.
+    The run's id is kept in workdir/wandb, so that a resumed stage goes on in the same one.
 
     Raises:
       UserError: Weights & Biases does not start a run.
