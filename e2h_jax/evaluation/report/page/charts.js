@@ -179,6 +179,20 @@ function whisker(statistic, low, high, zero = null) {
     draw("circle", { cx: at(value), cy: 8, r: 4, style: "fill:var(--link)" }));
 }
 
+// The dots of several runs beside each other, from 0 to 1; a run that has none is null.
+function dots(statistics, colours) {
+  const [width, height] = [220, 20];
+  const at = (value) => 5 + value * (width - 10);
+  return draw("svg", { width, height, viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" },
+    draw("line", { class: "grid", x1: 0, x2: width, y1: 10, y2: 10 }),
+    statistics.map((statistic, i) => {
+      if (!statistic?.ci95) return null;
+      const y = 10 + 3 * (i - (statistics.length - 1) / 2); // apart, where they lie at the same place
+      return draw("g", {}, draw("line", { x1: at(statistic.ci95[0]), x2: at(statistic.ci95[1]), y1: y, y2: y, style: `stroke:${colours[i]};stroke-width:2;opacity:.5` }),
+        draw("circle", { cx: at(statistic.accuracy), cy: y, r: 3.2, style: `fill:${colours[i]}` }));
+    }));
+}
+
 const captioned = (title, says, chart) => make("figure", {}, make("figcaption", {}, title, says && make("span", {}, says)), chart);
 
 // A legend whose entries switch their series on and off. entries: [{key, name, colour, dash}]; hidden: a Set of keys.
