@@ -81,6 +81,11 @@ class Policy:
         self.config = sample.defaults().unlock()
         self.config.update(fields | {"rows_per_prompt": asked.samples})
         self.config.max_new_tokens = asked.max_new_tokens or min(1024, config.max_length // 2)
+        if min(self.config.samples, self.config.max_new_tokens) < 1:
+            raise UserError("--samples and --max-new-tokens must be at least 1.")
+        if self.config.max_new_tokens >= config.max_length:
+            room = f"the model has {config.max_length} positions"
+            raise UserError(f"--max-new-tokens={asked.max_new_tokens} leaves no room for a problem: {room}; lower it.")
         try:
             sample.check(self.config)
         except UserError as error:  # it names fields of the stage

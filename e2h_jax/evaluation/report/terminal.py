@@ -80,7 +80,7 @@ def _view(evaluation: gather.Evaluation, number: int, samples: int) -> Group:
         Text.assemble("Right answer: ", (printable(str(index["answer"][number])), "bold")),
     ]
     details = evaluation.detail(number)
-    for name, own in index["generators"].items():
+    for name, own in sorted(index["generators"].items(), key=lambda entry: not entry[1]["samples"]):  # first what was voted on
         solutions = details["generators"][name]
         if own["samples"]:
             parts += ["", _votes(own, number)]
