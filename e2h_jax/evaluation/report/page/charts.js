@@ -187,7 +187,7 @@ function dots(statistics, colours) {
     draw("line", { class: "grid", x1: 0, x2: width, y1: 10, y2: 10 }),
     statistics.map((statistic, i) => {
       if (!statistic?.ci95) return null;
-      const y = 10 + 3 * (i - (statistics.length - 1) / 2); // apart, where they lie at the same place
+      const y = 10 + Math.min(3, 14 / statistics.length) * (i - (statistics.length - 1) / 2); // apart, where they lie at the same place
       return draw("g", {}, draw("line", { x1: at(statistic.ci95[0]), x2: at(statistic.ci95[1]), y1: y, y2: y, style: `stroke:${colours[i]};stroke-width:2;opacity:.5` }),
         draw("circle", { cx: at(statistic.accuracy), cy: y, r: 3.2, style: `fill:${colours[i]}` }));
     }));
