@@ -32,7 +32,7 @@ from e2h_jax.data.steps import encode_prompt, encode_solutions, split_steps
 from e2h_jax.data.templates import Template, get_template
 from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError, nearest
-from e2h_jax.evaluation.report.terminal import scored_step
+from e2h_jax.evaluation.report.terminal import printable, scored_step
 from e2h_jax.evaluation.voting import aggregate
 from e2h_jax.grading import group_answers
 from e2h_jax.models import store
@@ -81,6 +81,11 @@ class Policy:
         self.config = sample.defaults().unlock()
         self.config.update(fields | {"rows_per_prompt": asked.samples})
         self.config.max_new_tokens = asked.max_new_tokens or min(1024, config.max_length // 2)
+        if min(self.config.samples, self.config.max_new_tokens) < 1:
+            raise UserError("--samples and --max-new-tokens must be at least 1.")
+        if self.config.max_new_tokens >= config.max_length:
+            room = f"the model has {config.max_length} positions"
+            raise UserError(f"--max-new-tokens={asked.max_new_tokens} leaves no room for a problem: {room}; lower it.")
         try:
             sample.check(self.config)
         except UserError as error:  # it names fields of the stage
@@ -176,7 +181,7 @@ def solve(console: Console, policy: Policy, judge: Judge | None, question: str, 
             complete = len(steps) if over else max(0, len(steps) - 1)
             if console.is_terminal:
                 waiting = f"   {sum(over for _, over in last)} of {len(last)} solutions" if len(last) > 1 else ""
-                live.update(Text.assemble("".join(steps[complete:]), (waiting, "dim")))
+                live.update(Text.assemble(printable("".join(steps[complete:])), (waiting, "dim")))
             if complete > printed:
                 (scores,) = judge.scores(question, [text]) if judge else (None,)
                 for number in range(printed, complete):
@@ -209,7 +214,8 @@ def _votes(policy: Policy, judge: Judge | None, question: str, texts: list[str])
         table.add_column(name, justify="right")
     for index in sorted(range(len(found)), key=lambda i: -columns[0][1][i]):
         cells = [f"{'*' if values[index] == max(values) else ''}{values[index]:{form}}" for _, values, form in columns]
-        table.add_row(Text(next(a for a, n in zip(given, numbers, strict=True) if n == found[index])), *cells)
+        answer = next(answer for answer, number in zip(given, numbers, strict=True) if number == found[index])
+        table.add_row(Text(printable(answer)), *cells)
     if none := int((numbers < 0).sum()):
         table.add_row(Text("(no answer)", style="dim"), str(none))
     return table
@@ -218,7 +224,10 @@ def _votes(policy: Policy, judge: Judge | None, question: str, texts: list[str])
 def _questions(stream: TextIO, console: Console, talking: bool) -> Iterator[str]:
     """The problems: from a terminal several lines each, ended by an empty one; from a pipe one a line."""
     if not talking:
-        yield from (line.strip() for line in stream if line.strip())
+        try:
+            yield from (line.strip() for line in stream if line.strip())
+        except UnicodeDecodeError as error:
+            raise UserError(f"the problems from the pipe are no UTF-8 text ({error.reason}); convert them first.") from None
         return
     import readline  # noqa: F401 (input() then edits the line)
 

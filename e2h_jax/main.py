@@ -28,6 +28,7 @@ from absl import flags
 from absl import logging as absl_logging
 
 from e2h_jax.errors import UserError, full_disk, nearest
+from e2h_jax.metrics import log_to_wandb
 from e2h_jax.parallel import hosts
 
 USAGE = "e2h <stage> --config=FILE.py [--config.field=value …] --workdir=DIR"
@@ -49,6 +50,7 @@ class Command(NamedTuple):
     workdir: str | None
     help: bool
     show: bool  # print what is in workdir, run nothing
+    wandb: bool  # log to Weights & Biases too
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -146,6 +148,8 @@ def _run(command: Command) -> int:
     config = configs.load_file(command.config) if command.config else stages.load(command.stage).defaults().lock()
     configs.override(config, command.overrides)
     stages.check_config(command.stage, config)
+    if command.wandb:
+        log_to_wandb()
     metrics = stages.execute(command.stage, config, command.workdir)
     print(summary(command.stage, Path(command.workdir), metrics))
     return 0
@@ -175,18 +179,20 @@ def parse(argv: Sequence[str]) -> Command:
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_bool("help", False, "", short_name="h", flag_values=values)
     flags.DEFINE_bool("show", False, "", flag_values=values)
+    flags.DEFINE_bool("wandb", False, "", flag_values=values)
     values.set_gnu_getopt(True)
     try:
         words = values(["e2h", *rest])[1:]
     except flags.UnrecognizedFlagError as error:
         name = "--" + error.flagname
-        close = nearest(name.split(".")[0], ["--config", "--workdir", "--help", "--show"])
+        close = nearest(name.split(".")[0], ["--config", "--workdir", "--help", "--show", "--wandb"])
         raise UserError(f'there is no flag "{name}"{close}; the command is: {USAGE}') from None
     except flags.Error as error:
         raise UserError(f"{str(error).rstrip('.')}; the command is: {USAGE}") from None
     if len(words) > 1:
         raise UserError(f'"{words[1]}" is a word too many; the command is: {USAGE}')
-    return Command(words[0] if words else None, values.config, overrides, values.workdir, values.help, values.show)
+    stage = words[0] if words else None
+    return Command(stage, values.config, overrides, values.workdir, values.help, values.show, values.wandb)
 
 
 def overview() -> str:
@@ -204,6 +210,7 @@ def overview() -> str:
             "",
             "  e2h <stage> --help                    what it does, and the fields of its config",
             "  e2h prepare --show --workdir=DIR      the card and some records of a prepared data set",
+            "  e2h <stage> … --wandb                 metrics to Weights & Biases too, of every stage of a recipe",
         ]
     )
 

@@ -1,14 +1,22 @@
-"""Metrics of a stage: one JSON line per step, the same numbers for TensorBoard. Ground floor; imports without JAX."""
+"""Metrics of a stage: one JSON line per step, the same numbers for TensorBoard, and for Weights & Biases if asked for.
 
+Ground floor; imports without JAX.
+"""
+
+import contextlib
 import json
 import math
 import os
 import time
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from e2h_jax.errors import UserError
+
+_wandb: Any = None  # the package, once `log_to_wandb` was called
+_wandb_runs: dict[Path, Any] = {}  # folder of the stage at work -> its run
 
 
 class MetricsWriter:
@@ -22,21 +30,19 @@ class MetricsWriter:
       resume_step: the last step that survived (the checkpoint's). Lines of later steps are dropped, because they will
         be written again, and so is a torn last line. 0 means that nothing survived: the file starts anew.
       enabled: False on every process but the first; nothing is then touched.
-      wandb: also log to Weights & Biases.
 
     Raises:
-      UserError: `wandb` is asked for and not installed, or a line of metrics.jsonl other than the last is damaged.
+      UserError: a line of metrics.jsonl other than the last is damaged.
     """
 
-    def __init__(self, workdir: str | os.PathLike, *, resume_step: int = 0, enabled: bool = True, wandb: bool = False):
-        self._file = self._tensorboard = self._wandb = None
+    def __init__(self, workdir: str | os.PathLike, *, resume_step: int = 0, enabled: bool = True):
+        self._file = self._tensorboard = self._wandb_run = None
         self.last: dict[str, Any] = {}  # scalars of the last line that survived
         if not enabled:
             return
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        if wandb:
-            self._wandb = _start_wandb(workdir)
+        self._wandb_run = _wandb_runs.get(workdir.absolute())  # none of the training inside a round
         path = workdir / "metrics.jsonl"
         self.last = _drop_after(path, resume_step)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close())
@@ -51,8 +57,8 @@ class MetricsWriter:
         self._file.write(json.dumps(record | {"time": round(time.time(), 3)}) + "\n")
         self._file.flush()
         self._tensorboard.write(int(step), values)
-        if self._wandb is not None:
-            self._wandb.log(values, step=int(step))
+        if self._wandb_run is not None:
+            self._wandb_run.log(values, step=int(step))
 
     def close(self) -> None:
         """Flushes and closes everything; a second call does nothing."""
@@ -60,15 +66,64 @@ class MetricsWriter:
             file, events, self._file, self._tensorboard = self._file, self._tensorboard, None, None
             file.close()
             events.close()
-        if self._wandb is not None:
-            self._wandb.finish()
-            self._wandb = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def write_summary(workdir: Path, summary: Mapping[str, Any]) -> None:
+    """The numbers of a finished stage's summary, for Weights & Biases; of a stage without metrics also as their only line."""
+    numbers = {name: value for name, value in summary.items() if isinstance(value, int | float)}
+    if numbers and not (workdir / "metrics.jsonl").exists():
+        with MetricsWriter(workdir) as writer:
+            writer.write(1, numbers)
+    if run := _wandb_runs.get(workdir.absolute()):
+        run.summary.update(numbers)
+
+
+def log_to_wandb() -> None:
+    """Has every stage of this process logged to Weights & Biases from now on; UserError if that is not installed."""
+    global _wandb
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("--wandb needs the package of Weights & Biases: pip install wandb.") from None
+    _wandb = wandb
+
+
+@contextlib.contextmanager
+def wandb_run(stage: str, config: Mapping[str, Any], workdir: Path) -> Iterator[None]:
+    """Around a stage: one run of Weights & Biases for what is logged in `workdir`; nothing unless `log_to_wandb` was called.
+
+    The run's id is kept in workdir/wandb, so that a resumed stage goes on in the same one.
+
+    Raises:
+      UserError: Weights & Biases does not start a run.
+    """
+    if _wandb is None:
+        yield
+        return
+    folder = workdir.absolute()
+    kept = folder / "wandb" / "id"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    identity = kept.read_text(encoding="utf-8") if kept.exists() else uuid.uuid4().hex
+    kept.write_text(identity, encoding="utf-8")
+    where = {"project": "e2h_jax", "id": identity, "name": "/".join(folder.parts[-2:]), "group": folder.parent.name}
+    try:
+        run = _wandb.init(**where, job_type=stage, config=dict(config), dir=str(folder), resume="allow")
+    except _wandb.Error as error:
+        raise UserError(f"Weights & Biases: {error}; WANDB_MODE=offline keeps the run on this machine.") from error
+    _wandb_runs[folder] = run
+    failed = 1
+    try:
+        yield
+        failed = 0
+    finally:
+        del _wandb_runs[folder]
+        run.finish(exit_code=failed)
 
 
 class _Events:
@@ -106,6 +161,7 @@ class Seconds:
         self.total: dict[str, float] = {}
 
     def start(self) -> None:
+        """Begins a step, and its first phase."""
         self.latest, self._since = {}, time.perf_counter()
 
     def stop(self, phase: str) -> None:
@@ -146,13 +202,3 @@ def _drop_after(path: Path, resume_step: int) -> dict[str, Any]:
         os.fsync(file.fileno())
     temporary.replace(path)
     return last
-
-
-def _start_wandb(workdir: Path) -> Any:
-    try:
-        import wandb
-    except ImportError:
-        raise UserError("logging to Weights & Biases needs its package: pip install wandb.") from None
-    # The folder names the run, so that a resumed stage goes on in the same one.
-    identity = "-".join(workdir.absolute().parts[-2:])
-    return wandb.init(project="e2h_jax", id=identity, name=identity, dir=str(workdir), resume="allow")

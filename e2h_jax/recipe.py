@@ -35,6 +35,7 @@ RESERVED = ("stages", "publish", "report", "seed")
 
 
 def defaults() -> ConfigDict:
+    """Fields of a recipe, besides a group for each of its stages."""
     config = ConfigDict()
     config.stages = ()  # names of stages, in order; config.<name> is the config of each
     config.publish = ()  # pairs (file in WORKDIR, its name at the top of WORKDIR)

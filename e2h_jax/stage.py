@@ -6,6 +6,8 @@ Around `run`, `execute` keeps these files in the stage's folder:
     config.json    what was asked for: stage, config and its fingerprint; written before the stage starts
     done.json      what came of it: summary and seconds; there only when the stage has finished
     seconds.json   seconds of earlier, interrupted runs (a run ended by kill -9 is not counted)
+    metrics.jsonl  of a stage that logs nothing while it runs, the numbers of its summary; tensorboard/ the same
+    wandb/         what Weights & Biases keeps, if asked for
     .compiled/     programs compiled for accelerators (in a recipe, for all of its stages): only time is lost with it
     .examples/     on several hosts: tokenised data, while sft or reward is training
     .lock          held while a process works here, so that no second one does; the lock dies with its process
@@ -33,9 +35,10 @@ from ml_collections import ConfigDict
 from e2h_jax.config import check_fields, differences, fingerprint, plain, substitute
 from e2h_jax.data.storage import write_json
 from e2h_jax.errors import UserError, nearest
+from e2h_jax.metrics import wandb_run, write_summary
 from e2h_jax.parallel import hosts
 
-OWN_FILES = {"config.json", "done.json", "seconds.json", ".lock", ".compiled", ".examples"}
+OWN_FILES = {"config.json", "done.json", "seconds.json", "wandb", ".lock", ".compiled", ".examples"}
 ONE_HOST = {"prepare", "convert", "labels", "evaluate"}  # stages without a mesh: of several hosts the first one does it all
 
 STAGES = {
@@ -115,8 +118,12 @@ def execute(
         began = time.perf_counter()
         try:
             metrics = {}
-            if first or stage not in ONE_HOST:
-                metrics = plain(module.run(substitute(config, run) if run is not None else config, folder), "summary")
+            logged = first and stage != "recipe"  # a recipe's stages are, each on its own
+            with wandb_run(stage, plain(config), folder) if logged else contextlib.nullcontext():
+                if first or stage not in ONE_HOST:
+                    metrics = plain(module.run(substitute(config, run) if run is not None else config, folder), "summary")
+                if logged:
+                    write_summary(folder, metrics)
         except BaseException:
             if first and stage != "recipe":
                 write_json(folder / "seconds.json", {"seconds": earlier + time.perf_counter() - began})

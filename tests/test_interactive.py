@@ -15,6 +15,7 @@ from e2h_jax.data import arithmetic
 from e2h_jax.data.steps import encode_prompt, encode_solutions, split_steps
 from e2h_jax.data.templates import get_template
 from e2h_jax.data.tokenizer import build_tokenizer
+from e2h_jax.errors import UserError
 from e2h_jax.models import store
 from e2h_jax.models.llama import LlamaConfig
 from e2h_jax.parallel.mesh import make_mesh
@@ -165,6 +166,11 @@ def test_problems_from_a_pipe(models, monkeypatch, capsys):
     assert out.index("x=1") < out.index("y=2")
 
 
+def test_a_pipe_that_is_no_text_is_one_sentence():
+    with pytest.raises(UserError, match="no UTF-8 text"):
+        list(interactive._questions(io.TextIOWrapper(io.BytesIO(b"x=1\n\xff\n"), "utf-8"), Console(), talking=False))
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
@@ -175,6 +181,8 @@ def test_problems_from_a_pipe(models, monkeypatch, capsys):
         (["--checkpoint={models}/policy", "--evaluator={models}/policy"], "holds a policy; give --evaluator a reward model"),
         (["--checkpoint={models}/policy", "--temperature=0", "--samples=2"], "--temperature=0 draws the same solution"),
         (["--checkpoint={models}/policy", "--samples=x"], "argument --samples: invalid int value"),
+        (["--checkpoint={models}/policy", "--samples=0"], "--samples and --max-new-tokens must be at least 1"),
+        (["--checkpoint={models}/policy", "--max-new-tokens=128"], "leaves no room for a problem: the model has 128 positions"),
         (["--checkpoint={models}/policy", "--template=e2"], 'there is no template "e2"'),
         (["--checkpoint={models}/policy", "--max-new-tokens=126"], "and with --max-new-tokens the model takes 2"),
     ],

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from e2h_jax import main as command
+from e2h_jax import metrics, stage
 from e2h_jax.errors import UserError
 from e2h_jax.metrics import MetricsWriter
 
@@ -77,18 +79,102 @@ def test_a_damaged_line_is_named(tmp_path):
         MetricsWriter(tmp_path, resume_step=3)
 
 
-def test_wandb_not_installed_is_one_sentence(tmp_path, monkeypatch):
+class Wandb:
+    """Stands in for the package of Weights & Biases, and records what it is told."""
+
+    class Error(Exception):
+        pass
+
+    def __init__(self):
+        self.runs = []
+
+    def init(self, **about):
+        if about["job_type"] == "refused":
+            raise self.Error("no API key")
+        run = types.SimpleNamespace(about=about, logged=[], summary={}, exit_code=None)
+        run.log = lambda values, step: run.logged.append((step, values))
+        run.finish = lambda exit_code: setattr(run, "exit_code", exit_code)
+        self.runs.append(run)
+        return run
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    package = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    monkeypatch.setattr(metrics, "_wandb", None)  # and so it is left
+    return package
+
+
+RECIPE = """
+from ml_collections import ConfigDict
+from e2h_jax import recipe
+from toys.toy import defaults
+
+def get_config():
+    config = recipe.defaults().unlock()
+    config.stages = ("first", "second")
+    for name in config.stages:
+        config[name] = ConfigDict(defaults().to_dict() | {"stage": "toy"})
+    return config.lock()
+"""
+LOGGING = """
+from e2h_jax.metrics import MetricsWriter
+
+def logging(run):
+    def run_and_log(config, workdir):
+        with MetricsWriter(workdir) as writer, MetricsWriter(workdir / "round-1" / "train") as inner:
+            writer.write(1, {"loss": 0.5})
+            inner.write(1, {"loss": 9})
+        return run(config, workdir) | {"kind": "toy", "split": {"train": 3}}
+    return run_and_log
+
+run = logging(run)
+"""
+
+
+def test_one_flag_logs_every_stage_of_a_recipe_to_wandb(toy, wandb):
+    (toy / "recipe.py").write_text(RECIPE)
+    with open(toy / "toys" / "toy.py", "a") as file:
+        file.write(LOGGING)
+    assert command.main(["recipe", "--config=recipe.py", "--workdir=out", "--wandb"]) == 0
+    first, second = wandb.runs
+    assert [run.about["name"] for run in wandb.runs] == ["out/first", "out/second"]
+    assert {run.about["group"] for run in wandb.runs} == {"out"}
+    assert first.about["id"] != second.about["id"]
+    assert (first.about["job_type"], first.about["config"]["optimizer"]["warmup"]) == ("toy", 2)
+    # What the stage's own folder logs, not the training inside a round; and the numbers of the summary.
+    assert first.logged == [(1, {"loss": 0.5})]
+    assert (first.summary, first.exit_code) == ({"steps": 3, "rate": 0.5}, 0)
+    assert lines(toy / "out" / "first")[0]["loss"] == 0.5
+
+
+def test_without_the_flag_wandb_is_not_asked(toy, wandb):
+    assert command.main(["toy", "--workdir=out"]) == 0
+    assert wandb.runs == [] and not (toy / "out" / "wandb").exists()
+
+
+def test_a_resumed_stage_goes_on_in_its_run_of_wandb(toy, wandb):
+    assert command.main(["toy", "--workdir=out", "--wandb", "--config.steps=130"]) == 130
+    assert command.main(["toy", "--workdir=out", "--wandb", "--config.steps=4"]) == 0  # nothing had come of it
+    assert command.main(["toy", "--workdir=other", "--wandb"]) == 0
+    broken, resumed, other = wandb.runs
+    assert broken.about["id"] == resumed.about["id"] != other.about["id"]
+    assert [run.exit_code for run in wandb.runs] == [1, 0, 0]
+
+
+def test_mistakes_with_wandb_are_one_sentence(toy, wandb, monkeypatch, capsys):
+    stage.STAGES["refused"] = "toys.toy"
+    assert command.main(["refused", "--workdir=out", "--wandb"]) == 2
+    assert "Weights & Biases: no API key; WANDB_MODE=offline" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="pip install wandb"):
-        MetricsWriter(tmp_path, wandb=True)
+    assert command.main(["toy", "--workdir=out", "--wandb"]) == 2
+    assert "pip install wandb" in capsys.readouterr().err
 
 
-def test_wandb_gets_the_same_numbers(tmp_path, monkeypatch):
-    logged = []
-    run = types.SimpleNamespace(
-        log=lambda values, step: logged.append((step, values)), finish=lambda: logged.append("end")
-    )
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **_: run))
-    with MetricsWriter(tmp_path, wandb=True) as writer:
-        writer.write(7, {"loss": 1.5})
-    assert logged == [(7, {"loss": 1.5}), "end"]
+def test_a_stage_that_logs_nothing_leaves_its_summary_as_a_line(toy):
+    assert command.main(["toy", "--workdir=out"]) == 0
+    (line,) = lines(toy / "out")
+    assert {name: line[name] for name in ("step", "steps", "rate")} == {"step": 1, "steps": 3, "rate": 0.5}
+    scalars = [(e.step, v.tag, v.simple_value) for e in events(toy / "out") for v in e.summary.value]
+    assert scalars == [(1, "steps", 3.0), (1, "rate", 0.5)]

@@ -139,7 +139,7 @@ def test_the_figures_of_the_pages_are_drawn_from_a_run(finished, tmp_path, monke
     monkeypatch.setitem(figures["main"].__globals__, "IMAGES", tmp_path)
     figures["main"](finished)
     drawn = {path.name for path in tmp_path.iterdir()}
-    made_otherwise = {"quickstart_curves.png", "report.png"}
+    made_otherwise = {"report.png"}
     assert drawn == {path.name for path in Path("docs/images").glob("*.png")} - made_otherwise
 
 

@@ -203,6 +203,7 @@ class Models:
         return {"policy": self.policy.state, "numbers": numbers} | ({} if self.value is None else {"value": self.value.state})
 
     def restore(self, state: dict) -> None:
+        """Takes over what `state` returned."""
         self.policy.state = state["policy"]
         if self.value is not None:
             self.value.state = state["value"]

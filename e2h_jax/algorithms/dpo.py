@@ -59,7 +59,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.reference = "round"  # round = the policy that begins the round | init = that of the first
     config.reference_dtype = ""  # compute dtype of the reference's pass; "" = the model's own
     config.reference_quantize = ""  # int8 = the reference's weights in int8 (docs/memory.md); "" = off
-    config.train = rounds.without(loop.defaults(), "seed", "mesh", "wandb")
+    config.train = rounds.without(loop.defaults(), "seed", "mesh")
     config.train.too_long = "drop"  # pairs longer than `length`, both sides together: drop (and count) | error
     config.train.lora = rounds.without(lora.defaults(), "merge")
     config.train.optimizer.learning_rate = 2e-6  # peak
@@ -91,7 +91,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
             return _counts(pairs)
 
         paired = this.part("pairs", pair)
-        train_config = complete(config.train, seed=this.seed, mesh=config.mesh, init=this.model, wandb=False)
+        train_config = complete(config.train, seed=this.seed, mesh=config.mesh, init=this.model)
         train_config.lora.merge = True  # the next round samples from it
         examples, dropped = _examples(train_config, path, config.template)
         if not examples:

@@ -103,7 +103,6 @@ def defaults() -> ml_collections.ConfigDict:
     config.lora = lora.defaults()
     config.validation = validation.defaults()
     config.checkpoint_every = 10  # steps
-    config.wandb = False
     return config.lock()
 
 
@@ -158,7 +157,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
             models.restore(state)
         sampler.kernel.update(models.policy.params)
         seconds, first = Seconds(), jax.process_index() == 0
-        writer = MetricsWriter(workdir, resume_step=start, enabled=first, wandb=config.wandb)
+        writer = MetricsWriter(workdir, resume_step=start, enabled=first)
         metrics, finished = writer.last, start
         bar = tqdm(total=config.steps, initial=start, unit="step", desc=workdir.name, disable=not first)
         with writer, bar:

@@ -65,7 +65,6 @@ def defaults() -> ml_collections.ConfigDict:
     config.questions = ""  # problem records; an answer of null or "unavailable" is hidden
     config.template = "e2h"  # text format, see data/templates.py
     config.rounds = 2
-    config.wandb = False  # log the rounds to Weights & Biases too (pip install wandb)
     config.reward_model = ""  # model/ folder of a reward model; "" = final answers alone
     config.aggregation = "prod"  # of its step scores to a solution's score, see evaluation/voting.py
     config.sample = without(sample.defaults(), "seed", "mesh", "model", "problems", "template")
@@ -258,7 +257,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, play: Callable[[Round]
       the summary: what the last round logged, accuracies before and at the best, and the seconds of each part.
     """
     workdir, first, logged = Path(workdir), jax.process_index() == 0, {}
-    with GradingPool() as pool, MetricsWriter(workdir, enabled=first, wandb=config.wandb) as writer:
+    with GradingPool() as pool, MetricsWriter(workdir, enabled=first) as writer:
         judged = config.validation.problems != ""
         validations = validation.Validation(config.validation, config.template, workdir, pool) if judged else None
 

@@ -107,6 +107,7 @@ class DatasetWriter:
         self._bytes: Counter[str] = Counter()
 
     def write(self, split: str, record: dict) -> None:
+        """Appends a record to a split."""
         from array_record.python import array_record_module
 
         if split not in self._open or self._sizes[split] >= SHARD_BYTES:

@@ -103,6 +103,7 @@ class ShardWriter:
         self.done |= keys
 
     def close(self) -> None:
+        """Closes the shard; a second call does nothing."""
         if self._file is not None:
             os.close(self._file)
             self._file = None

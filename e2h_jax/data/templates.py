@@ -108,6 +108,7 @@ class Template:
         return " " if self.prompt.endswith(" ") else ""
 
     def format_prompt(self, question: str) -> str:
+        """The text that a solution follows."""
         return self.prompt.replace("{question}", question)
 
     def format_steps(self, steps: Sequence[str], answer: str | None) -> list[str]:

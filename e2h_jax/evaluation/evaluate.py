@@ -7,6 +7,7 @@ Writes
                    differences to majority voting, evaluator quality, counts
     table.md       the same, to read
     curves.png     accuracy against N
+    metrics.jsonl  the same for TensorBoard, with N in place of steps
 
 It needs no accelerator and no JAX: any system's samples and scores can be compared, as JSON Lines.
 
@@ -24,6 +25,7 @@ from e2h_jax.errors import UserError, nearest
 from e2h_jax.evaluation import comparison, curves, inputs, paper, tables
 from e2h_jax.evaluation.voting import AGGREGATIONS
 from e2h_jax.grading import RULES
+from e2h_jax.metrics import MetricsWriter
 
 
 def defaults() -> ConfigDict:
@@ -105,6 +107,9 @@ def run(config: ConfigDict, workdir: str | Path) -> dict:
     write_json(workdir / "results.json", results)
     (workdir / "table.md").write_text(tables.markdown(results, adopted), encoding="utf-8")
     curves.draw_curves(rows, adopted, workdir / "curves.png")
+    with MetricsWriter(workdir) as writer:
+        for n, accuracies in tables.accuracies_by_size(rows, adopted).items():
+            writer.write(n, accuracies)
     console = Console()
     if not console.is_terminal:
         console = Console(width=100)  # rich takes a file for 80 columns wide
@@ -149,6 +154,5 @@ def _summary(results: dict, adopted: dict[str, str]) -> dict:
     summary = {}
     for row in tables.headline(results["rows"], adopted):
         group = "hard" if row["hard"]["problems"] else "all"
-        name = "_".join(str(part) for part in (row["decoding"], row["evaluator"]) if part)
-        summary[f"{group}/{row['generator']}/{name}@{row['n']}"] = round(100 * row[group]["accuracy"], 2)
+        summary[f"{group}/{tables.method_name(row)}@{row['n']}"] = round(100 * row[group]["accuracy"], 2)
     return {**summary, "undecided": results["undecided"]}

@@ -164,6 +164,20 @@ def headline_at_all_sizes(rows: Sequence[Mapping], adopted: Mapping[str, str]) -
     return [row for row in rows if row["aggregation"] in (None, adopted.get(row["decoding"]))]
 
 
+def method_name(row: Mapping) -> str:
+    """Returns how a row is called in summaries and metrics, whatever its N: 'sft/weighted_prm'."""
+    return f"{row['generator']}/" + "_".join(part for part in (row["decoding"], row["evaluator"]) if part)
+
+
+def accuracies_by_size(rows: Sequence[Mapping], adopted: Mapping[str, str]) -> dict[int, dict[str, float]]:
+    """Returns the headline's methods for metrics.jsonl: N -> {'hard/sft/weighted_prm': accuracy}, in the order of N."""
+    found: dict[int, dict[str, float]] = {}
+    for row in sorted(headline_at_all_sizes(rows, adopted), key=lambda row: row["n"]):
+        own = {f"{group}/{method_name(row)}": row[group]["accuracy"] for group in _GROUPS if row[group]["problems"]}
+        found.setdefault(row["n"], {}).update(own)
+    return found
+
+
 def _by_group(rows: Sequence[Mapping], field: str, prefix: str) -> str:
     groups = list(rows[0][field])
     counts = [rows[0][field][group]["problems"] for group in groups]

@@ -49,7 +49,6 @@ def defaults() -> ml_collections.ConfigDict:
     config.remat = ""  # what the backward pass recomputes: none | dots | full, see models/llama.py; "" = the model's own
     config.optimizer = optimizers.defaults()
     config.log_every = 10  # steps
-    config.wandb = False  # log to Weights & Biases too (pip install wandb)
     config.checkpoint_every = 500  # steps; a killed run loses at most these
     return config
 
@@ -146,7 +145,7 @@ def train(
     iterator = iter(dataset)
     with interrupts() as interrupted, Checkpoints(workdir / "checkpoints") as checkpoints:
         start, state = checkpoints.restore(state, iterator)
-        writer = MetricsWriter(workdir, resume_step=start, enabled=jax.process_index() == 0, wandb=config.wandb)
+        writer = MetricsWriter(workdir, resume_step=start, enabled=jax.process_index() == 0)
         bar = tqdm(total=steps, initial=start, unit="step", desc=workdir.name, disable=jax.process_index() > 0)
         last: dict[str, float] = writer.last
         tokens, began = 0, time.perf_counter()

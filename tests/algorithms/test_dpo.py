@@ -175,7 +175,7 @@ def test_eight_devices_equal_one(tiny, tmp_path):
         def loss_fn(params, batch):
             return pair_loss(config, dpo.token_logprobs(nnx.merge(graph, params), batch), batch, 5)
 
-        train_config = rounds.complete(config.train, seed=0, mesh=shape, init="", wandb=False)
+        train_config = rounds.complete(config.train, seed=0, mesh=shape, init="")
         trained, summary = loop.fit(tmp_path / str(devices), train_config, mesh, params, loss_fn, with_reference)
         found.append((np.concatenate(logprobs), jax.tree.map(np.asarray, trained), summary))
     np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-5)

@@ -161,6 +161,10 @@ def test_the_files_to_read(pool, results, capsys):
     assert "+100.0 [+100.0, +100.0]" in table
     assert (pool / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert (pool / "again" / "results.json").read_bytes() == (pool / "out" / "results.json").read_bytes()
+    lines = [json.loads(line) for line in (pool / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 4]  # N
+    assert (lines[0]["hard/base/greedy"], lines[0]["easy/sft/majority"], lines[2]["easy/sft/majority"]) == (1, 0.5, 1)
+    assert lines[2]["hard/sft/weighted_prm"] == 1 and "hard/sft/greedy" not in lines[2]
 
 
 def test_a_group_without_problems_is_null_and_nan_appears_nowhere(pool, tmp_path):
@@ -174,6 +178,7 @@ def test_a_group_without_problems_is_null_and_nan_appears_nowhere(pool, tmp_path
     row = json.loads(text)["rows"][0]
     assert row["hard"] == {"accuracy": None, "ci95": None, "problems": 0}
     assert summary["all/sft/majority@4"] == 100
+    assert "hard/sft/majority" not in json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert not any(isinstance(value, float) and math.isnan(value) for value in summary.values())
 
 

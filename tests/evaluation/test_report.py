@@ -19,7 +19,7 @@ from e2h_jax import main as command
 from e2h_jax.data.storage import write_json, write_records
 from e2h_jax.errors import UserError
 from e2h_jax.evaluation import evaluate, paper
-from e2h_jax.evaluation.report import curves, folders, gather, page, show, terminal
+from e2h_jax.evaluation.report import curves, decisions, folders, gather, page, show, terminal
 from e2h_jax.evaluation.report.judgement import distribution
 from e2h_jax.evaluation.report.solutions import cut
 
@@ -66,7 +66,8 @@ def test_what_the_figures_are_drawn_from(report):
     assert (curve["evaluator"], curve["hard"]["weighted"][-1]) == ("prm", pytest.approx(24, abs=4))
     steps = next(j for j in evaluation["judged"] if (j["evaluator"], j["judged"], j["group"]) == ("prm", "steps", "all"))
     assert sum(steps["right"]) == sum(steps["wrong"]) == 12
-    assert evaluation["shown"] == evaluation["drawn"] == {"samples": 4, "problems": 3}
+    assert evaluation["drawn"] == {"samples": 4, "problems": 3}
+    assert evaluation["shown"] == evaluation["drawn"] | {"listed": 3}
 
 
 def test_the_index_tells_what_every_decision_came_to(report):
@@ -137,6 +138,25 @@ def test_training_curves(run_folder):
     assert "unknown" not in run["curves"]
 
 
+def test_lines_that_are_none_of_a_run_s_are_passed_over(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss": 2}\n3\n{"loss": 4}\n{"step": 5, "loss": null}\n\n{"step": 6, "loss": 7}\n')
+    assert curves.read_curves(path) == {"loss": [[1, 6], [2, 7]]}
+
+
+def test_pre_training_is_apart_from_what_is_made_of_it(tmp_path):
+    stages = {"base": "", "sft": "{run}/base/model"}
+    write_json(tmp_path / "config.json", {"stage": "recipe", "config": {"stages": list(stages)}})
+    for name, init in stages.items():
+        write_json(tmp_path / name / "config.json", {"stage": "sft", "config": {"init": init}})
+        write_records(tmp_path / name / "metrics.jsonl", [{"step": 1, "loss": 1.0}])
+    groups = curves.training(folders.find([str(tmp_path)]))
+    assert [(g["title"], [run["name"] for run in g["runs"]]) for g in groups] == [
+        ("Pre-training", ["base"]),
+        ("Supervised fine-tuning", ["sft"]),
+    ]
+
+
 def test_long_curves_are_thinned_and_a_torn_line_is_passed_over(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": n, "loss": n % 2}) + "\n" for n in range(1, 1001)) + '{"step": 10')
@@ -168,6 +188,31 @@ def test_a_page_that_would_be_too_large_leaves_samples_out_and_says_so(run_folde
     shown = json.loads(inflate(text, "core"))["evaluations"][0]["shown"]
     assert (shown["samples"], shown["problems"]) == (samples, problems)
     assert len(part_of(text, 0)[0]["generators"]["sft"]["samples"]) == samples
+
+
+def test_a_list_of_problems_that_would_be_too_large_is_cut_and_says_so(run_folder):
+    evaluation = gather.read(folders.find([str(run_folder)])[-1])
+    noise = np.random.default_rng(0)
+    evaluation.index["question"] = [noise.bytes(200_000).hex() for _ in evaluation.problems]
+    text = page.build("large", [evaluation], [], limit=2_200_000)
+    assert len(text) <= 2_200_000
+    assert json.loads(inflate(text, "core"))["evaluations"][0]["shown"] == {"samples": 4, "problems": 2, "listed": 2}
+    index = json.loads(inflate(text, "index-0"))
+    assert index["id"] == ["p/0", "p/1"]
+    assert {len(decision["winner"]) for decision in index["generators"]["sft"]["decisions"]} == {2}
+
+
+def test_of_many_answers_the_winners_and_the_most_voted_are_kept(run_folder, monkeypatch):
+    monkeypatch.setattr(decisions, "MOST", 1)
+    evaluation = gather.read(folders.find([str(run_folder)])[-1])
+    own = evaluation.index["generators"]["sft"]
+    # p/1: 8 wins the majority, 7 the others; the answer with the markup is left out. p/0: 5 wins, 6 is the greedy one's.
+    assert [answer[0] for answer in own["answers"][1]] == ["8", "7"]
+    assert own["more"] == [0, 1, 1]
+    weighted = next(decision for decision in own["decisions"] if decision["key"] == "weighted prm")
+    assert (weighted["totals"][1], weighted["sums"][1], weighted["winner"][1]) == ([0.2, 0.72], 0.93, 1)
+    last = evaluation.detail(1)["generators"]["sft"]["samples"][3]
+    assert last["a"] == -1 and "hacked" in last["x"]
 
 
 def part_of(text, number):
@@ -206,10 +251,22 @@ def test_the_command(run_folder, tmp_path, capsys):
         (["--workdir={run}/ppo", "--problem=p/1"], "no finished evaluation in it"),
         (["--workdir={run}", "--output={tmp}/file/r.html"], "cannot be written"),
         (["--workdir={run}", "--samples=many"], "argument --samples: invalid int value: 'many'"),
+        (["--workdir={run}", "--problem=p/1", "--samples=0"], "--samples=0 is too few"),
+        (["--workdir={tmp}/model"], "model/config.json is no stage's"),
+        (["--workdir={tmp}/begun"], "nothing to show yet; its training has not logged a line"),
+        (["--workdir={tmp}/scores"], "compare its samples or scores by `e2h evaluate` first"),
+        (["--workdir={tmp}/older"], "results.json is damaged or of another version"),
+        (["--workdir={tmp}/lost", "--problem=p/1"], "The problems and their solutions are left out: "),
     ],
 )
 def test_mistakes_are_one_sentence(run_folder, tmp_path, capsys, arguments, sentence):
     (tmp_path / "file").write_text("")
+    write_json(tmp_path / "model" / "config.json", {"model_type": "llama"})
+    write_json(tmp_path / "begun" / "config.json", {"stage": "sft", "config": {"init": ""}})
+    write_json(tmp_path / "scores" / "config.json", {"stage": "score", "config": {}})
+    for name in ("older", "lost"):
+        shutil.copytree(run_folder / "evaluate", tmp_path / name)
+    write_json(tmp_path / "older" / "results.json", {"rows": [{"n": 1}]})
     assert command.main(["show", *(argument.format(run=run_folder, tmp=tmp_path) for argument in arguments)]) == 2
     assert sentence in capsys.readouterr().err
 
@@ -235,6 +292,13 @@ def test_one_problem_in_the_terminal(run_folder):
     assert text.index("sft #2") < text.index("sft #0") < text.index("1 more; --samples=4 shows all.")
     assert re.search(r"0\.90 So: ", text)
     assert "\x1b[" in printed(force_terminal=True, color_system="256")
+
+
+def test_a_solution_cannot_steer_the_terminal():
+    assert terminal.printable("\x1b[31mred\x07 \ud800\r\tend\n") == "\ufffd[31mred\ufffd \ufffd\ufffd\tend\n"
+    out = io.StringIO()
+    Console(file=out, width=60).print(terminal.scored_step("a\x1b]0;title\x07b", 0.4))
+    assert "a\ufffd]0;title\ufffdb" in out.getvalue() and "\x1b" not in out.getvalue()
 
 
 def test_the_paper_s_curves():

@@ -124,4 +124,5 @@ class MathIndex:
                 self.by_key[question_key(record["question"])] = entry
 
     def find(self, question: str) -> Entry | None:
+        """The entry of a question with the same key; None if there is none."""
         return self.by_key.get(question_key(question))

@@ -50,7 +50,7 @@ METRICS = {
         "Sampler against trainer",
         "Largest difference between the log-probabilities of sampler and trainer.",
     ),
-    "tokens_per_second": ("Tokens per second", "Trained tokens."),
+    "tokens_per_second": ("Tokens per second", "Since the run began, padding and compilation included."),
 }
 
 _KINDS = {
@@ -72,7 +72,9 @@ def training(folders: Sequence[Folder]) -> list[dict]:
     groups: dict[tuple[str, bool], list[dict]] = {}
     for stage in TRAINING:
         for folder in (folder for folder in folders if folder.stage == stage):
-            parts = [((_KINDS[stage], False), folder.name, read_curves(folder.path / "metrics.jsonl"))]
+            # A model from nothing takes many more steps than what is made of it, which would be a speck beside its curve.
+            kind = "Pre-training" if stage == "sft" and not folder.config.get("init") else _KINDS[stage]
+            parts = [((kind, False), folder.name, read_curves(folder.path / "metrics.jsonl"))]
             if stage in _BY_ROUND:  # what training logged inside a round is below; the rounds repeat its last line
                 parts = [(key, name, {m: c for m, c in curves.items() if m in _OF_ROUNDS}) for key, name, curves in parts]
             for path in sorted(folder.path.glob("round-*/train/metrics.jsonl"), key=_round):
@@ -90,7 +92,7 @@ def _round(path: Path) -> int:
 def read_curves(path: Path) -> dict[str, list]:
     """Returns metric -> [steps, values] of one metrics.jsonl for the metrics of `METRICS`, in their order; {} without the file.
 
-    A torn last line, of a run that is still going on, is passed over.
+    Lines that are none of a run's, such as the torn last one of a run that is still going on, are passed over.
     """
     curves: dict[str, tuple[list, list]] = {}
     try:
@@ -100,14 +102,15 @@ def read_curves(path: Path) -> dict[str, list]:
     for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:
+            found = [(name.replace("validation_", "validation/"), float(value)) for name, value in record.items()]
+            step = int(record["step"])
+        except (ValueError, TypeError, AttributeError, KeyError):  # no line of MetricsWriter's, or the torn last one
             continue
-        for name, value in record.items():
-            name = name.replace("validation_", "validation/")
+        for name, value in found:
             if name in METRICS:
                 steps, values = curves.setdefault(name, ([], []))
-                steps.append(record["step"])
-                values.append(float(value))
+                steps.append(step)
+                values.append(value)
     return {name: _thinned(*curves[name]) for name in METRICS if name in curves}
 
 

@@ -8,6 +8,8 @@ import numpy as np
 from e2h_jax.evaluation import voting
 from e2h_jax.evaluation.inputs import LIKELIHOOD, Generator
 
+MOST = 24  # answers to a problem that the page has: of a thousand samples hundreds may differ
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -93,6 +95,16 @@ def _best(evaluator: str, scores: np.ndarray, generator: Generator) -> Decision:
         accuracy.append(float(correct[tied].mean()))
     label = f"best-of-{scores.shape[1]}, {evaluator}"
     return Decision(f"best_of_n {evaluator}", label, "best_of_n", evaluator, totals, winners, accuracy)
+
+
+def kept_answers(known: Sequence[Sequence[Mapping]], made: Sequence[Decision]) -> list[list[int]]:
+    """Returns the indices of the answers to each problem that the page has: the winners, and those with most votes."""
+    kept = []
+    for problem, row in enumerate(known):
+        winners = {decision.winner[problem] for decision in made} - {-1}
+        by_votes = sorted(range(len(row)), key=lambda i: (i not in winners, -row[i]["votes"]))
+        kept.append(sorted(by_votes[: max(MOST, len(winners))]))
+    return kept
 
 
 def greedy_decision(generator: Generator, known: Sequence[Sequence[Mapping]]) -> Decision:

@@ -41,7 +41,8 @@ def find(workdirs: Sequence[str]) -> list[Folder]:
         here = [folder for folder in here if folder.stage in SHOWN]
         shown = [folder for folder in here if folder.stage != "evaluate" or (folder.path / "results.json").exists()]
         if not shown:
-            raise UserError(f"{workdir}: nothing to show yet; it has neither a training run nor a finished evaluation.")
+            remedy = "; compare its samples or scores by `e2h evaluate` first" if asked["stage"] in ("sample", "score") else ""
+            raise UserError(f"{workdir}: nothing to show yet; it has neither a training run nor a finished evaluation{remedy}.")
         found += shown
     return found
 
@@ -59,11 +60,14 @@ def _config(folder: Path) -> dict:
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder; --workdir is the folder of a recipe or a stage.")
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        asked = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{folder}: no config.json in it; --workdir is the folder of a recipe or a stage.") from None
     except ValueError:
         raise UserError(f"{folder}/config.json is damaged; run the stage again.") from None
+    if not isinstance(asked, dict) or not {"stage", "config"} <= asked.keys():  # a model's, say
+        raise UserError(f"{folder}/config.json is no stage's; --workdir is the folder of a recipe or a stage.")
+    return asked
 
 
 def _folder(path: Path, run: str, name: str, asked: dict) -> Folder:

@@ -16,6 +16,10 @@ from e2h_jax.evaluation.report.judgement import judgements
 from e2h_jax.evaluation.report.solutions import solutions_of
 from e2h_jax.evaluation.tables import headline_at_all_sizes, label
 
+# Fields of the index that have an entry for each problem, and those of its generators and decisions.
+_BY_PROBLEM = {"id", "question", "answer", "level", "subject", "right", "answers", "more"}
+_BY_PROBLEM |= {"winner", "accuracy", "totals", "sums"}
+
 
 @dataclass
 class Evaluation:
@@ -25,36 +29,46 @@ class Evaluation:
     index: dict  # of every problem what the filters need; {} without problems
     problems: list[dict] = field(default_factory=list)
     generators: list[Generator] = field(default_factory=list)
+    kept_answers: dict[str, list[list[int]]] = field(default_factory=dict)  # generator -> [P][answers in the index]
     greedy_answers: dict[str, list[int]] = field(default_factory=dict)
     kept_samples: int = 0
     kept_problems: int = 0
+
+    def first(self, count: int) -> dict:
+        """The index of the first so many problems."""
+
+        def cut(group: dict) -> dict:
+            return {name: value[:count] if name in _BY_PROBLEM else value for name, value in group.items()}
+
+        generators = {
+            name: cut(own) | {"decisions": [cut(decision) for decision in own["decisions"]]}
+            for name, own in self.index.get("generators", {}).items()
+        }
+        return cut(self.index) | ({"generators": generators} if generators else {})
 
     def detail(self, number: int) -> dict:
         """The reference solution of a problem, and its solutions by each generator, `kept_samples` of them at most."""
         solutions = {}
         for generator in self.generators:
             greedy_answer = self.greedy_answers[generator.name][number] if generator.greedy_samples else -1
-            solutions[generator.name] = solutions_of(generator, number, greedy_answer, self.kept_samples)
+            kept = self.kept_answers[generator.name][number]
+            solutions[generator.name] = solutions_of(generator, number, kept, greedy_answer, self.kept_samples)
         return {"solution": self.problems[number]["solution"], "generators": solutions}
 
 
 def read(folder: Folder) -> Evaluation:
-    """Reads results.json, and grades the samples anew, for it does not hold them."""
-    results = json.loads((folder.path / "results.json").read_text(encoding="utf-8"))
-    config = ConfigDict(folder.config)
-    adopted = dict(config.headline)
-    summary = {
-        "run": folder.run,
-        "name": folder.name,
-        "adopted": adopted,
-        "rows": [row | {"label": label(row)} for row in _shown(results["rows"], adopted)],
-        "paired": _shown(results["paired"], adopted),
-        **{name: results[name] for name in ("compared", "quality", "graded", "seconds")},
-        "subjects": [row | {"label": label(row)} for row in results.get("subjects", [])],
-        "paper": paper.curves(results.get("paper", {})),
-        "judged": [],
-        "note": "",
-    }
+    """Reads results.json, and grades the samples anew, for it does not hold them.
+
+    Raises:
+      UserError: results.json is damaged or of another version.
+    """
+    path = folder.path / "results.json"
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        summary = _summary(folder, results)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{path} is damaged or of another version; delete {folder.path} and evaluate again.") from None
+    config, adopted = ConfigDict(folder.config), summary["adopted"]
     try:
         problems = inputs.read_problems(config.problems)
         generators = [
@@ -78,6 +92,22 @@ def read(folder: Folder) -> Evaluation:
     return _with_problems(Evaluation(summary, {}, problems, generators), adopted)
 
 
+def _summary(folder: Folder, results: dict) -> dict:
+    adopted = dict(folder.config["headline"])
+    return {
+        "run": folder.run,
+        "name": folder.name,
+        "adopted": adopted,
+        "rows": [row | {"label": label(row)} for row in _shown(results["rows"], adopted)],
+        "paired": _shown(results["paired"], adopted),
+        **{name: results[name] for name in ("compared", "quality", "graded", "seconds")},
+        "subjects": [row | {"label": label(row)} for row in results.get("subjects", [])],
+        "paper": paper.curves(results.get("paper", {})),
+        "judged": [],
+        "note": "",
+    }
+
+
 def _shown(rows: Sequence[dict], adopted: dict[str, str]) -> list[dict]:
     """The adopted aggregations at every N, and all of them at the largest."""
     largest = {row["generator"]: max(r["n"] for r in rows if r["generator"] == row["generator"]) for row in rows}
@@ -95,22 +125,33 @@ def _with_problems(evaluation: Evaluation, adopted: dict[str, str]) -> Evaluatio
         made = decisions.decide(generator, adopted)
         if generator.greedy is not None:
             made.insert(0, decisions.greedy_decision(generator, known))
-            evaluation.greedy_answers[generator.name] = made[0].winner
+        kept = decisions.kept_answers(known, made) or [[] for _ in problems]
+        evaluation.kept_answers[generator.name] = kept
         index["generators"][generator.name] = {
             "samples": 0 if generator.correct is None else generator.correct.shape[1],
             "right": [] if generator.correct is None else generator.correct.sum(axis=1).tolist(),
             "evaluators": list(generator.step_scores),
-            "answers": [[[a["text"], round(a["right"], 4), a["votes"]] for a in row] for row in known],
-            "decisions": [
-                {
-                    **{name: getattr(decision, name) for name in ("key", "label", "decoding", "evaluator", "winner")},
-                    "accuracy": [round(value, 4) for value in decision.accuracy],
-                    "totals": [[float(f"{value:.4g}") for value in row] for row in decision.totals],
-                }
-                for decision in made
+            "answers": [
+                [[row[i]["text"], round(row[i]["right"], 4), row[i]["votes"]] for i in own]
+                for row, own in zip(known, kept, strict=False)
             ],
+            "more": [len(row) - len(own) for row, own in zip(known, kept, strict=False)],
+            "decisions": [_decision(decision, kept) for decision in made],
         }
+        if generator.greedy is not None:
+            evaluation.greedy_answers[generator.name] = index["generators"][generator.name]["decisions"][0]["winner"]
         if generator.correct is not None:
             evaluation.kept_samples = max(evaluation.kept_samples, generator.correct.shape[1])
     evaluation.index, evaluation.kept_problems = index, len(problems)
     return evaluation
+
+
+def _decision(decision: decisions.Decision, kept: list[list[int]]) -> dict:
+    """A decision as the index has it, of the answers that are kept; "sums" are over all answers."""
+    return {
+        **{name: getattr(decision, name) for name in ("key", "label", "decoding", "evaluator")},
+        "winner": [own.index(winner) if winner >= 0 else -1 for winner, own in zip(decision.winner, kept, strict=True)],
+        "accuracy": [round(value, 4) for value in decision.accuracy],
+        "totals": [[float(f"{row[i]:.4g}") for i in own] for row, own in zip(decision.totals, kept, strict=False)],
+        "sums": [float(f"{sum(row):.4g}") for row in decision.totals],
+    }

@@ -17,6 +17,7 @@ from e2h_jax.evaluation.report.gather import Evaluation
 
 LIMIT = 9_500_000  # bytes of a page
 PER_PART = 20  # problems inflated at once
+INDEX_SHARE = 0.4  # of a page, at most: the list of problems with what was decided; the rest is for their solutions
 
 _PARTS = files("e2h_jax.evaluation.report").joinpath("page")
 _SCRIPTS = ("data.js", "text.js", "charts.js", "figures.js", "tables.js", "curves.js", "problems.js", "start.js")
@@ -27,17 +28,18 @@ def build(title: str, evaluations: Sequence[Evaluation], training: Sequence[dict
     """Returns the page. Where it would exceed `limit` bytes, samples are left out, and where one a problem is still too much,
     problems; the page says so.
     """
+    shares = max(1, sum(bool(evaluation.problems) for evaluation in evaluations))
     summaries = [evaluation.summary for evaluation in evaluations]
     core = {"title": title, "metrics": METRICS, "evaluations": summaries, "training": training}
-    indices = [_script(f"index-{number}", _pack(e.index)) for number, e in enumerate(evaluations)]
+    indices = [_index(number, evaluation, limit * INDEX_SHARE / shares) for number, evaluation in enumerate(evaluations)]
     tex = _tex() if any(_has_tex(evaluation) for evaluation in evaluations) else []
     room = limit - 200_000 - sum(map(len, [*tex, *indices])) - len(_pack(core))  # 200,000: the page itself, and to spare
-    shares = max(1, sum(evaluation.kept_problems > 0 for evaluation in evaluations))
     details = []
     for number, evaluation in enumerate(evaluations):
-        drawn = evaluation.kept_samples
+        drawn, listed = evaluation.kept_samples, evaluation.kept_problems
         details += _details(number, evaluation, room // shares)
-        evaluation.summary["shown"] = {"samples": evaluation.kept_samples, "problems": evaluation.kept_problems}
+        kept = {"samples": evaluation.kept_samples, "problems": evaluation.kept_problems, "listed": listed}
+        evaluation.summary["shown"] = kept
         evaluation.summary["drawn"] = {"samples": drawn, "problems": len(evaluation.problems)}
     script = "\n".join(_PARTS.joinpath(name).read_text(encoding="utf-8") for name in _SCRIPTS)
     script = f'"use strict";\n(() => {{\n{script}\n}})();'
@@ -51,6 +53,15 @@ def build(title: str, evaluations: Sequence[Evaluation], training: Sequence[dict
     template = _PARTS.joinpath("page.html").read_text(encoding="utf-8")
     # One pass: what is filled in may itself hold something that looks like a placeholder.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: filled[match[1]], template)
+
+
+def _index(number: int, evaluation: Evaluation, room: float) -> str:
+    """The index, of as many problems as there is room for."""
+    while True:
+        script = _script(f"index-{number}", _pack(evaluation.first(evaluation.kept_problems)))
+        if len(script) <= room or evaluation.kept_problems < 2:
+            return script
+        evaluation.kept_problems = max(1, int(0.95 * evaluation.kept_problems * room / len(script)))
 
 
 def _details(number: int, evaluation: Evaluation, room: int) -> list[str]:

@@ -38,9 +38,12 @@ def write(workdirs: Sequence[str | Path], output: str | Path | None = None) -> P
     """
     found = folders.find([str(workdir) for workdir in workdirs])
     evaluations = [gather.read(folder) for folder in found if folder.stage == "evaluate"]
+    training = curves.training(found)
+    if not evaluations and not training:
+        raise UserError(f"{workdirs[0]}: nothing to show yet; its training has not logged a line.")
     title = ", ".join(dict.fromkeys(folder.run for folder in found))
     path = Path(output) if output else Path(workdirs[0]) / "report.html"
-    text = page.build(title, evaluations, curves.training(found))
+    text = page.build(title, evaluations, training)
     try:
         write_text(path, text)
     except OSError as error:
@@ -64,4 +67,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error(f'there is no flag "{unknown[0]}"{nearest(unknown[0].split("=")[0], _FLAGS)}')
     if not asked.workdir:
         parser.error("--workdir=DIR is missing, the folder of what shall be shown")
+    if asked.samples < 1:
+        parser.error(f"--samples={asked.samples} is too few; give 1 at least")
     return asked

@@ -19,10 +19,12 @@ def cut(text: str, scores: int | None) -> tuple[list[str], bool]:
     final answer and makes as many steps as there are scores; then the first that makes so many, or, as a solution without a
     final answer has one score more than steps (rewards/scoring.py), one fewer.
     """
-    ways = [_by_template(text, name) for name in ("e2h", "qwen_boxed", "math_shepherd")]
-    for steps, has_answer in ways:
+    ways = []
+    for name in ("e2h", "qwen_boxed", "math_shepherd"):  # cutting is half of the page's time: no more ways than needed
+        steps, has_answer = _by_template(text, name)
         if has_answer and scores == len(steps):
             return steps, True
+        ways.append((steps, has_answer))
     for steps, has_answer in [*ways, (_by_numbers(text), True)]:
         if scores in (len(steps), len(steps) + (not has_answer)):
             return steps, True
@@ -72,17 +74,21 @@ def packed(sample: Mapping, answer: int, scores: Mapping[str, Sequence[float]], 
     return found
 
 
-def solutions_of(generator: Generator, problem: int, greedy_answer: int, most: int) -> dict:
-    """The generator's solutions of a problem: {"greedy": solution or null, "samples": the first `most` solutions}."""
+def solutions_of(generator: Generator, problem: int, kept: Sequence[int], greedy_answer: int, most: int) -> dict:
+    """The generator's solutions of a problem: {"greedy": solution or null, "samples": the first `most` solutions}.
+
+    Args:
+      kept: which of the problem's answers have an index, and so a place in the tables of votes.
+    """
     result: dict = {"greedy": None, "samples": []}
     if generator.greedy_samples:
         sample = generator.greedy_samples[problem]
         result["greedy"] = packed(sample, greedy_answer, {}, sample["sample"])
     if generator.correct is not None:
         numbers = sorted(set(generator.answers[problem].tolist()) - {-1})
+        place = {numbers[i]: position for position, i in enumerate(kept)}
         for column, sample in enumerate(generator.samples[problem][:most]):
-            number = int(generator.answers[problem][column])
+            answer = place.get(int(generator.answers[problem][column]), -1)
             scores = {name: by[problem][column] for name, by in generator.step_scores.items()}
-            answer = numbers.index(number) if number >= 0 else -1
             result["samples"].append(packed(sample, answer, scores, sample["sample"]))
     return result

@@ -13,7 +13,8 @@ from e2h_jax.errors import UserError, nearest
 from e2h_jax.evaluation.report import folders, gather
 from e2h_jax.evaluation.voting import aggregate
 
-_ANSWERS = 6  # columns of the table of votes
+_ANSWERS = 6  # columns of the table of votes: those that win, and those with most votes
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _MARKS = {0: ("✗ wrong", "dark_orange"), 1: ("✓ right", "dodger_blue1"), 2: ("? undecided", "grey50")}
 
 
@@ -26,13 +27,18 @@ def score_style(score: float) -> str:
     return "" if score < 0.8 else "dodger_blue1"
 
 
+def printable(text: str) -> str:
+    """A model's text without what would steer the terminal (escape sequences, say) or cannot be encoded."""
+    return _CONTROL.sub("\ufffd", text)
+
+
 def scored_step(text: str, score: float | None, note: str = "") -> Table:
     """One step with its score in front; without colours, the score alone tells."""
     row = Table.grid(padding=(0, 1))
     row.add_column(width=5, justify="right", no_wrap=True)
     row.add_column()
     style = "" if score is None else score_style(score)
-    text = re.sub(r"\n\s*\n", "\n", text)
+    text = re.sub(r"\n\s*\n", "\n", printable(text))
     row.add_row(Text("" if score is None else f"{score:.2f}", style=style), Text(text, style=style).append(note, style="dim"))
     return row
 
@@ -45,19 +51,22 @@ def show_problem(workdirs: Sequence[str], problem_id: str, samples: int, console
     """
     console = console or Console()
     known: list[str] = []
+    notes: list[str] = []
     found = [folder for folder in folders.find(workdirs) if folder.stage == "evaluate"]
     if not found:
         raise UserError(f"{workdirs[0]}: no finished evaluation in it, so there are no problems to show.")
     shown = False
     for folder in found:
         evaluation = gather.read(folder)
-        if not evaluation.index:
-            raise UserError(evaluation.summary["note"])
-        known += evaluation.index["id"]
-        if problem_id in evaluation.index["id"]:
-            console.print(_view(evaluation, evaluation.index["id"].index(problem_id), samples))
+        notes += filter(None, [evaluation.summary["note"]])
+        ids = evaluation.index.get("id", [])
+        known += ids
+        if problem_id in ids:
+            console.print(_view(evaluation, ids.index(problem_id), samples))
             shown = True
     if not shown:
+        if not known:
+            raise UserError(notes[0])
         close = nearest(problem_id, known)
         raise UserError(f'--problem: there is no problem "{problem_id}"{close}; the first is "{known[0]}".')
 
@@ -67,11 +76,11 @@ def _view(evaluation: gather.Evaluation, number: int, samples: int) -> Group:
     facts = [f"level {index['level'][number]}" if index["level"][number] is not None else "", index["subject"][number] or ""]
     parts: list = [
         Text(f"{index['id'][number]}  ", style="bold").append("  ".join(filter(None, facts)), style="dim"),
-        Padding(Text(index["question"][number]), (1, 2)),
-        Text.assemble("Right answer: ", (str(index["answer"][number]), "bold")),
+        Padding(Text(printable(index["question"][number])), (1, 2)),
+        Text.assemble("Right answer: ", (printable(str(index["answer"][number])), "bold")),
     ]
     details = evaluation.detail(number)
-    for name, own in index["generators"].items():
+    for name, own in sorted(index["generators"].items(), key=lambda entry: not entry[1]["samples"]):  # first what was voted on
         solutions = details["generators"][name]
         if own["samples"]:
             parts += ["", _votes(own, number)]
@@ -80,23 +89,25 @@ def _view(evaluation: gather.Evaluation, number: int, samples: int) -> Group:
 
 
 def _votes(own: Mapping, number: int) -> Table:
-    """A row for each way to decide; a column for each answer that got most votes."""
+    """A row for each way to decide; columns of the answers that win, and of those with most votes."""
     title = "Votes, shares of the weight, best scores; * wins"
     table = Table(box=box.SIMPLE, pad_edge=False, title=title, title_justify="left")
     table.add_column("decided by", no_wrap=True)
     answers = own["answers"][number]
-    shown = sorted(range(len(answers)), key=lambda i: -answers[i][2])[:_ANSWERS]
+    winners = {decision["winner"][number] for decision in own["decisions"]}
+    shown = sorted(range(len(answers)), key=lambda i: (i not in winners, -answers[i][2]))[:_ANSWERS]
+    shown.sort(key=lambda i: -answers[i][2])
     for i in shown:
         mark, style = _MARKS[int(answers[i][1] >= 0.5)]
-        table.add_column(Text.assemble(answers[i][0], " ", (mark[0], style)), justify="right")
+        table.add_column(Text.assemble(printable(answers[i][0]), " ", (mark[0], style)), justify="right")
     for decision in own["decisions"]:
         if totals := decision["totals"] and decision["totals"][number]:
-            whole = sum(totals) or 1.0
+            whole = decision["sums"][number] or 1.0
             cells = [f"{totals[i] / whole:.0%}" if decision["decoding"] == "weighted" else f"{totals[i]:.3g}" for i in shown]
             stars = ["*" if decision["winner"][number] == i else "" for i in shown]
-            table.add_row(decision["label"], *(star + cell for star, cell in zip(stars, cells, strict=True)))
-    if len(answers) > len(shown):
-        table.caption, table.caption_justify = f"and {len(answers) - len(shown)} more answers with fewer votes", "left"
+            table.add_row(Text(decision["label"]), *(star + cell for star, cell in zip(stars, cells, strict=True)))
+    if more := len(answers) - len(shown) + own["more"][number]:
+        table.caption, table.caption_justify = f"and {more} more answers with fewer votes", "left"
     return table
 
 
@@ -133,4 +144,4 @@ def _heading(title: str, solution: Mapping, own: Mapping, number: int, more: str
     mark, style = _MARKS[solution["v"]]
     answer = own["answers"][number][solution["a"]][0] if solution["a"] >= 0 else solution.get("x", "none")
     cut = "  cut off by length" if "l" in solution else ""
-    return Text.assemble((title, "bold"), "  ", (mark, style), f"  answer {answer}", (more + cut, "dim"))
+    return Text.assemble((title, "bold"), "  ", (mark, style), f"  answer {printable(answer)}", (more + cut, "dim"))

@@ -17,8 +17,9 @@ const hideTooltip = () => { tooltip().hidden = true; };
 const DASHES = { solid: null, dashed: "6 4", dotted: "1.5 4", paper: "7 3 1.5 3" };
 
 // One panel: axes, and the two functions from values to places.
-function panel({ width = 360, height = 230, x, y, label, xLabel, left = 38 }) {
-  const box = { left, right: width - 10, top: 10, bottom: height - (xLabel ? 36 : 22) };
+function panel({ width = 360, height = 230, x, y, label, xLabel }) {
+  const left = 12 + 6.2 * Math.max(2, ...y.ticks.map((value) => y.format(value).length)); // room for the labels
+  const box = { left, right: width - 14, top: 10, bottom: height - (xLabel ? 36 : 22) };
   const transform = x.log ? Math.log2 : (value) => value;
   const [low, high] = x.domain.map(transform);
   const atX = (value) => box.left + ((transform(value) - low) / (high - low || 1)) * (box.right - box.left);
@@ -176,6 +177,20 @@ function whisker(statistic, low, high, zero = null) {
     zero !== null && draw("line", { class: "cursor", x1: at(zero), x2: at(zero), y1: 0, y2: height }),
     draw("line", { x1: at(statistic.ci95[0]), x2: at(statistic.ci95[1]), y1: 8, y2: 8, style: "stroke:var(--link);stroke-width:3;opacity:.55" }),
     draw("circle", { cx: at(value), cy: 8, r: 4, style: "fill:var(--link)" }));
+}
+
+// The dots of several runs beside each other, from 0 to 1; a run that has none is null.
+function dots(statistics, colours) {
+  const [width, height] = [220, 20];
+  const at = (value) => 5 + value * (width - 10);
+  return draw("svg", { width, height, viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" },
+    draw("line", { class: "grid", x1: 0, x2: width, y1: 10, y2: 10 }),
+    statistics.map((statistic, i) => {
+      if (!statistic?.ci95) return null;
+      const y = 10 + Math.min(3, 14 / statistics.length) * (i - (statistics.length - 1) / 2); // apart, where they lie at the same place
+      return draw("g", {}, draw("line", { x1: at(statistic.ci95[0]), x2: at(statistic.ci95[1]), y1: y, y2: y, style: `stroke:${colours[i]};stroke-width:2;opacity:.5` }),
+        draw("circle", { cx: at(statistic.accuracy), cy: y, r: 3.2, style: `fill:${colours[i]}` }));
+    }));
 }
 
 const captioned = (title, says, chart) => make("figure", {}, make("figcaption", {}, title, says && make("span", {}, says)), chart);

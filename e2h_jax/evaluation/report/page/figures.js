@@ -50,9 +50,14 @@ function againstNOf(core, evaluation, generator) {
   const title = core.evaluations.length > 1 || panelsOf(core) > 1 ? make("h3", {}, `${evaluationName(evaluation, core.evaluations.length > 1)}: ${generator}`) : null;
   const table = numbers(["Decided by", ...GROUPS.flatMap((group) => sizes.map((n) => `${group}, ${n}`))],
     [...byLine].map(([name, own]) => [name, ...GROUPS.flatMap((group) => own.map((row) => percent(row[group].accuracy)))]));
-  const source = evaluation.paper.length ? make("p", { class: "says" }, `Dash-dotted: the paper's own curves (${evaluation.paper[0].source}; figures ${evaluation.paper.map((c) => c.figure).join(", ")}): majority, weighted and best-of-N.`) : null;
+  const source = evaluation.paper.length ? make("p", { class: "says" }, `Dash-dotted: the paper's own curves (${evaluation.paper[0].source}; ${figuresOf(evaluation.paper)}): majority, weighted and best-of-N.`) : null;
   return make("div", {}, title, body, source, table);
 }
+
+const figuresOf = (curves) => {
+  const names = [...new Set(curves.flatMap((curve) => curve.figure.split("/")))];
+  return `figure${names.length > 1 ? "s" : ""} ${names.join(", ")}`;
+};
 
 const panelsOf = (core) => new Set(core.evaluations.flatMap((e) => e.rows.filter((row) => row.n > 1).map((row) => `${e.run} ${e.name} ${row.generator}`))).size;
 

@@ -22,7 +22,7 @@ class Browser {
     this.detail = make("article", { class: "open-problem", "aria-live": "polite" });
     this.panes = make("div", { class: "browser" }, this.list, this.detail);
     this.left = make("p", { class: "says" });
-    this.element = make("div", {}, make("p", { class: "says" }, "Every problem with its solutions: their steps coloured by score, and why an answer won. Keys: j and k for the problems, ← and → for the solutions, ? for all."),
+    this.element = make("div", {}, make("p", { class: "says" }, "Every problem with its solutions: their steps coloured by score, and why an answer won. ", make("span", { class: "keys" }, "Keys: j and k for the problems, ← and → for the solutions, ? for all.")),
       this.left, this.controls, this.status, this.panes);
     this.use(evaluations[0].number);
   }
@@ -36,7 +36,7 @@ class Browser {
     this.choose(sampled[0] ?? generators[0]);
     const { shown, drawn } = this.evaluation;
     this.left.textContent = shown.samples < drawn.samples || shown.problems < drawn.problems
-      ? `To keep this page small it holds the solutions of ${shown.problems < drawn.problems ? `the first ${shown.problems} of ${drawn.problems}` : `all ${drawn.problems}`} problems, ` +
+      ? `To keep this page small it ${shown.listed < drawn.problems ? `lists the first ${shown.listed} of ${drawn.problems} problems and ` : ""}holds the solutions of ${shown.problems < drawn.problems ? `the first ${shown.problems} of ${drawn.problems}` : `all ${drawn.problems}`} problems, ` +
         `the first ${shown.samples} of ${drawn.samples} samples of each. All numbers, and the tables of votes, count all samples.` : "";
     this.left.hidden = !this.left.textContent;
   }
@@ -62,7 +62,7 @@ class Browser {
   drawControls() {
     const { wanted, index } = this;
     const set = (name) => (value) => { wanted[name] = value; this.refresh(); };
-    const unique = (list) => [...new Set(list.filter((value) => value !== null))].sort();
+    const unique = (list) => [...new Set(list.filter((value) => value !== null))].sort((a, b) => String(a).localeCompare(b, "en", { numeric: true }));
     const levels = unique(index.level);
     const subjects = unique(index.subject);
     const generators = Object.keys(index.generators);
@@ -192,8 +192,8 @@ const verdictMark = (accuracy) => {
 
 // A text with its formulas rendered. Where there is no KaTeX, or it cannot read a formula, the source stands there.
 function rich(text) {
-  return segments(text).map((piece) => {
-    if (piece.text !== undefined) return piece.text;
+  return segments(text).map((piece, i, pieces) => {
+    if (piece.text !== undefined) return pieces[i - 1]?.display ? piece.text.replace(/^[ \t]*\n/, "") : piece.text; // its line has ended already
     if (piece.code !== undefined) return make("details", {}, make("summary", {}, "figure (Asymptote source)"), make("pre", {}, piece.code));
     return formula(piece.tex, piece.display);
   });
@@ -233,22 +233,25 @@ function whyView(browser, number) {
   if (!answers.length) return make("p", {}, "No sample has an answer.");
   const columns = own.decisions.filter((d) => d.totals.length && (d.decoding === "majority" || d.evaluator === decision.evaluator || (!decision.evaluator && d.evaluator === browser.evaluator)));
   columns.sort((a, b) => (b === decision) - (a === decision)).sort((a, b) => (b.decoding === "majority") - (a.decoding === "majority"));
-  const order = answers.map((_, i) => i).sort((a, b) => answers[b][2] - answers[a][2]);
-  const shown = order.slice(0, 12);
+  const wins = new Set(columns.map((d) => d.winner[number]));
+  const byVotes = (a, b) => answers[b][2] - answers[a][2];
+  const order = answers.map((_, i) => i).sort((a, b) => wins.has(b) - wins.has(a) || byVotes(a, b)); // a winner is always shown
+  const shown = order.slice(0, 12).sort(byVotes);
   const value = (d, i) => {
     const totals = d.totals[number];
-    const sum = totals.reduce((a, b) => a + b, 0);
+    const sum = d.sums[number];
     const win = d.winner[number] === i;
-    const text = d.decoding === "majority" ? String(totals[i]) : d.decoding === "weighted" ? `${percent(totals[i] / (sum || 1), 0)} %` : d.evaluator === "likelihood" ? totals[i].toFixed(1) : score(totals[i]);
+    const text = d.decoding === "majority" ? String(totals[i]) : d.decoding === "weighted" ? `${percent(totals[i] / (sum || 1), 0)}\u00a0%` : d.evaluator === "likelihood" ? totals[i].toFixed(1) : score(totals[i]);
     const share = d.decoding === "best_of_n" ? null : make("span", { class: "share" }, make("i", { style: `width:${(100 * totals[i]) / (sum || 1)}%` }));
     return make("td", { class: win ? "winner" : null }, win && make("span", { title: "wins", role: "img", "aria-label": "wins" }, "★ "), text, share);
   };
   const meaning = { majority: "votes", weighted: "share of the weight", best_of_n: "best score" };
+  const more = order.length - shown.length + own.more[number];
   return [make("h3", {}, "Why it won"), make("p", { class: "says sentence" }, whySentence(browser, number), "."),
     make("div", { class: "scroll why" }, make("table", {},
       make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Answer"), make("th", { scope: "col" }, ""), columns.map((d) => make("th", { scope: "col" }, d.label, make("br"), make("small", {}, meaning[d.decoding]))))),
       make("tbody", {}, shown.map((i) => make("tr", {}, make("th", { scope: "row" }, answerView(answers[i][0])), make("td", {}, verdictMark(answers[i][1])), columns.map((d) => value(d, i))))))),
-    order.length > shown.length && make("p", { class: "says" }, `And ${order.length - shown.length} more answers with fewer votes.`)];
+    more > 0 && make("p", { class: "says" }, `And ${more} more ${more > 1 ? "answers" : "answer"} with fewer votes.`)];
 }
 
 function whySentence(browser, number) {
@@ -259,7 +262,7 @@ function whySentence(browser, number) {
     if (i < 0) return [`${d.label} chose a solution that is ${verdict}`];
     const by = {
       majority: () => `with ${total} of ${own.samples} votes`,
-      weighted: () => `with ${percent(total / (d.totals[number].reduce((a, b) => a + b, 0) || 1), 0)} % of the weight`,
+      weighted: () => `with ${percent(total / (d.sums[number] || 1), 0)}\u00a0% of the weight`,
       best_of_n: () => (d.evaluator === "likelihood" ? "by its log-probability" : `by a score of ${score(total)}`),
       greedy: () => "",
     }[d.decoding]();

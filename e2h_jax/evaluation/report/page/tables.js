@@ -65,11 +65,15 @@ function acrossTable(core) {
       methods.get(name)[i] = row[group];
     }
   }
+  const runs = core.evaluations.map((_, i) => i);
+  const colours = runs.map((i) => `var(--c${i % COLOURS})`);
   return [make("h3", {}, "Side by side"), make("p", { class: "says" }, `Accuracy on ${group} problems in each run.`),
     make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Runs side by side" }, make("table", {},
-      make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Decided by"), core.evaluations.map((evaluation) => make("th", { scope: "col", colspan: 2 }, evaluationName(evaluation, false))))),
+      make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Decided by"),
+        runs.map((i) => make("th", { scope: "col" }, make("span", { style: `color:${colours[i]}`, "aria-hidden": "true" }, "● "), evaluationName(core.evaluations[i], false))),
+        make("th", { scope: "col" }, `${group}, 0 to 100`))),
       make("tbody", {}, [...methods].map(([name, statistics]) => make("tr", {}, make("th", { scope: "row" }, name),
-        core.evaluations.map((_, i) => statistics[i] ? [statisticCell(statistics[i]), make("td", {}, whisker(statistics[i], 0, 1))] : [make("td", {}, "–"), make("td")]))))))];
+        runs.map((i) => (statistics[i] ? statisticCell(statistics[i]) : make("td", {}, "–"))), make("td", {}, dots(runs.map((i) => statistics[i]), colours)))))))];
 }
 
 function comparedTable(evaluation) {
@@ -78,7 +82,7 @@ function comparedTable(evaluation) {
   const [low, high] = [Math.min(0, ...ends), Math.max(0, ...ends)];
   const group = focus(evaluation);
   return [make("h3", {}, "Generators compared"),
-    make("p", { class: "says" }, "How many points more of the problems one generator's greedy solutions get right than another's, problem by problem."),
+    make("p", { class: "says" }, "Accuracy of one generator's greedy solutions minus another's, in points, paired by problem."),
     make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Generators compared" }, make("table", {},
       make("thead", {}, make("tr", {}, ["", ...GROUPS, group].map((cell) => make("th", { scope: "col" }, cell)))),
       make("tbody", {}, evaluation.compared.map((row) => make("tr", {}, make("th", { scope: "row" }, `${row.generator} minus ${row.minus}`),
