@@ -206,7 +206,7 @@ class Llama(nnx.Module):
 def unstack(params: nnx.State, dtype: str) -> tuple[nnx.State, list[nnx.State]]:
     """Parameters for decoding, or some of them: (all but the layers', those of every layer), matrices in the compute dtype.
 
-    For a TPU, query, key and value weights are turned to the layout that its products read, see `projection.TURNED`.
+    For a TPU, the matrices of `projection.TURNED` are turned to the layout that its products read.
     """
 
     def cast(name, param):  # norms and the scales of int8 weights stay float32, int8 weights what they are

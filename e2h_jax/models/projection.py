@@ -26,8 +26,9 @@ PRODUCTS = {
     "embedding": "...d,vd->...v",  # as the language-model head of a model with tied embeddings
 }
 
-# Weights [D, K, h] that decoding on a TPU keeps as [K x h, D]: its products read them so, and copied them in every dispatch.
-TURNED = ("q", "k", "v")
+# Weights [D, K, h] that decoding on a TPU keeps as [K x h, D], and [D, F] as [F, D]: its products read them so, and copied them
+# in every dispatch. All of a layer's are turned or none.
+TURNED = ("q", "k", "v", "gate", "up")
 
 
 def einsum(formula: str, x: jax.Array, y: jax.Array, out_dtype=None) -> jax.Array:
@@ -56,9 +57,9 @@ def project(module: nnx.Module, name: str, x: jax.Array, out_dtype=None) -> jax.
 
 
 def _product(module: nnx.Module, name: str, x: jax.Array, weight: jax.Array, out_dtype) -> jax.Array:
-    if name in TURNED and weight.ndim == 2:
+    if name in TURNED and module.q.get_value().ndim == 2:
         y = einsum("...d,ed->...e", x, weight, out_dtype)
-        return y.reshape(*y.shape[:-1], -1, module.config.head_dim)
+        return y.reshape(*y.shape[:-1], -1, module.config.head_dim) if name in ("q", "k", "v") else y
     return einsum(PRODUCTS[name], x, weight, out_dtype)
 
 

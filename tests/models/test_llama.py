@@ -273,8 +273,8 @@ def test_the_embedding_gradient_of_a_frequent_token_is_summed_in_float32():
 
 @pytest.mark.parametrize("quantized", [False, True])
 def test_weights_turned_for_tpu_give_the_same(monkeypatch, quantized):
-    """Decoding's weights [K x h, D], their biases and scales, run here."""
-    config = dataclasses.replace(GQA, qkv_bias=True)
+    """Decoding's weights [K x h, D] and [F, D], their biases and scales, run here; once also with F = D."""
+    config = dataclasses.replace(GQA, qkv_bias=True, mlp_bias=True, mlp_width=GQA.width if quantized else GQA.mlp_width)
     graph, params = random_model(config, 3)
     if quantized:
         model = nnx.eval_shape(lambda: Llama(config, nnx.Rngs(0)))
