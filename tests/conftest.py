@@ -8,10 +8,21 @@ from pathlib import Path
 
 import pytest
 
-# Before the first import of JAX, which reads both.
+# Before the first import of JAX, which reads all of these. Most of a test's time would go into compiling programs that run for
+# a moment: XLA's older emitters without LLVM's optimisations take a sixth of it. What XLA makes of a program before that, such as
+# its partition and its memory, is the same. A flag that is given already counts.
 os.environ["JAX_PLATFORMS"] = "cpu"
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
+for flag in (
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+):
+    if flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+# Two threads for each simulated device. With one, XLA waits for ever once 32 programs are under way: each thread holds a program
+# that waits for its turn on its device, and those whose turn it is wait for a thread.
+os.environ["PJRT_NPROC"] = "16"
 
 # Many tests compile the same programs: each is compiled once for all of this run, its workers and child processes. The folder
 # goes with the process that made it, so no run finds another's programs.
