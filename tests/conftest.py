@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-# Before the first import of JAX, which reads all of these. Most of a test's time would go into compiling programs that run for a
-# moment: XLA's older emitters without LLVM's optimisations take a sixth of it. What XLA makes of a program before that, such as
-# its partition over devices, is the same. A flag that is given already counts.
+# Before the first import of JAX, which reads all of these. Most of a test's time would go into compiling programs that run for
+# a moment: XLA's older emitters without LLVM's optimisations take a sixth of it. What XLA makes of a program before that, such
+# as its partition over devices, is the same. A flag that is given already counts.
 os.environ["JAX_PLATFORMS"] = "cpu"
 for flag in (
     "--xla_force_host_platform_device_count=8",
