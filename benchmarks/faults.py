@@ -100,7 +100,7 @@ def start(stage: str, arguments: list[str], workdir: Path) -> subprocess.Popen:
     with open(workdir.with_suffix(".log"), "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "e2h_jax.main", stage, f"--workdir={workdir}", *arguments],
-            env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+            env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
             stdout=log,
             stderr=log,
             start_new_session=True,

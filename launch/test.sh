@@ -14,5 +14,6 @@ fi
 export JAX_PLATFORMS=cpu
 ruff check .
 lint-imports --no-cache --no-logo
-# One worker for each core, four at most: a worker takes up to 2 GB. Whole files go to a worker, for the fixtures they share.
+# One worker for each core, four at most: a worker takes up to 2 GB. Whole files go to a worker, for the fixtures they share, in
+# the order of tests/conftest.py.
 exec python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"

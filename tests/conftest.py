@@ -8,10 +8,21 @@ from pathlib import Path
 
 import pytest
 
-# Before the first import of JAX, which reads both.
+# Before the first import of JAX, which reads all of these. Most of a test's time would go into compiling programs that run for
+# a moment: XLA's older emitters without LLVM's optimisations take a sixth of it. What XLA makes of a program before that, such
+# as its partition over devices, is the same. A flag that is given already counts.
 os.environ["JAX_PLATFORMS"] = "cpu"
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
+for flag in (
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+):
+    if flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+# Two threads for each simulated device. With one, XLA waits for ever once 32 programs are under way: each thread holds a
+# program that waits for its turn on its device, and those whose turn it is wait for a thread.
+os.environ["PJRT_NPROC"] = "16"
 
 # Many tests compile the same programs: each is compiled once for all of this run, its workers and child processes. The folder
 # goes with the process that made it, so no run finds another's programs.
@@ -22,6 +33,31 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 ROOT = Path(__file__).parents[1]
+
+# A file's tests run in one worker (launch/test.sh). The longest files come first, by CPU seconds, so that no worker is left
+# with one of them when the others have ended; `pytest --durations=0` tells when a file belongs here.
+LONGEST = (
+    "planning/test_llemma_7b.py",
+    "test_quickstart.py",
+    "test_two_processes.py",
+    "test_configs.py",
+    "algorithms/test_ppo.py",
+    "test_notebooks.py",
+    "test_killed_runs.py",
+    "models/test_parity.py",
+    "algorithms/test_dpo.py",
+    "training/test_resume.py",
+    "training/test_mesh_equality.py",
+    "models/test_quantize.py",
+    "models/test_torch.py",
+    "sampling/test_sample.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {ROOT / "tests" / name: number for number, name in enumerate(LONGEST)}
+    assert all(path.exists() for path in place)
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture(scope="session")

@@ -151,7 +151,7 @@ def test_the_adapter_file_merged_with_numpy(exported, run_convert):
     save_file(model, folder / "huggingface" / "model.safetensors", {"format": "pt"})
     run_convert(folder / "huggingface", folder)
     graph, _, params = store.load(folder / "model", one_device(), "policy")
-    np.testing.assert_allclose(output(graph, params)[0], expected, atol=2e-5)
+    np.testing.assert_allclose(output(graph, params)[0], expected, atol=5e-5)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks transformers for what it has renamed

@@ -14,6 +14,7 @@ from e2h_jax.models.attention import packed_causal
 from e2h_jax.parallel.mesh import make_mesh
 
 torch = pytest.importorskip("torch")
+torch.set_num_threads(1)  # of models this small, threads do little but wait for each other, and that at full load
 
 BOUND = 1e-4
 

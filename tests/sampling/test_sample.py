@@ -116,7 +116,8 @@ def test_a_run_killed_by_kill_9_resumes_bit_for_bit(world, uninterrupted, tmp_pa
     overrides = [f"--config.{name}={value}" for name, value in fields.items() if value != defaults[name]]
     command = [sys.executable, "-m", "e2h_jax.main", "sample", *overrides, f"--workdir={workdir}"]
     with open(tmp_path / "log.txt", "wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"XLA_FLAGS": ""})
+        flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=1"  # the last one counts
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"XLA_FLAGS": flags})
         try:
             while process.poll() is None and not ((workdir / SHARD).exists() and (workdir / SHARD).stat().st_size):
                 time.sleep(0.002)
