@@ -5,6 +5,7 @@ compiles after the first step; what the sampler drew the trainer finds as likely
 """
 
 import json
+import os
 import signal
 from contextlib import contextmanager
 
@@ -139,6 +140,38 @@ def test_told_to_stop_while_it_draws_it_saves_the_step_before(bandit, whole, mon
     ppo.run(config_of(bandit, checkpoint_every=100), tmp_path)
     assert metrics(tmp_path) == metrics(whole[0])
     assert_same(parameters(tmp_path / "model"), parameters(whole[0] / "model"))
+
+
+def test_told_to_stop_before_the_updates_it_gives_the_step_up(bandit, monkeypatch, tmp_path):
+    """While the judge is at work on step 2, then during step 3's forward passes. The KL coefficient is still the step before's."""
+    config = config_of(bandit, steps=4, kl__target=0.1, kl__horizon=100.0, checkpoint_every=100, validation__every=2)
+    ppo.run(config, tmp_path / "whole")
+    assert len({line["kl_coef"] for line in metrics(tmp_path / "whole")[1:]}) == 4  # it adapts
+
+    def told_in(module, name, call):
+        """Sends SIGTERM to this process within that call of a function; nothing may be learnt after it."""
+        function, count = getattr(module, name), []
+
+        def telling(*arguments):
+            count.append(name)
+            if len(count) == call:
+                os.kill(os.getpid(), signal.SIGTERM)
+                patch.setattr(ppo, "learn", None)
+            return function(*arguments)
+
+        patch.setattr(module, name, telling)
+
+    for where, saved in (((ppo.judge.Judge, "__call__", 2), 1), ((ppo, "make_experience", 2), 2)):
+        with monkeypatch.context() as patch:
+            told_in(*where)
+            with pytest.raises(SystemExit) as stopped:
+                ppo.run(config, tmp_path / "cut")
+        assert stopped.value.code == 143
+        assert max(int(path.name) for path in (tmp_path / "cut" / "checkpoints").iterdir()) == saved
+        assert metrics(tmp_path / "cut")[-1]["step"] == saved
+    ppo.run(config, tmp_path / "cut")
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+    assert_same(parameters(tmp_path / "cut" / "model"), parameters(tmp_path / "whole" / "model"))
 
 
 def test_the_rollouts_of_a_step_that_is_not_finite_are_kept(bandit, monkeypatch, tmp_path):
