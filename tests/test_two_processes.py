@@ -100,12 +100,13 @@ def stages_of(folder, workdir, policy):
     reward = {"init": str(folder / "random"), "data": str(folder / "labelled.jsonl"), "lm_loss": 0.3, "position_gap": 20}
     drawing = {"samples": 8, "temperature": 1.0, "top_k": 0, "max_new_tokens": 40, "rows": 16}
     sample = drawing | {"model": policy, "problems": few, "mesh": [2, 2, 1]}
-    score = {"model": judge, "samples": str(workdir / "sample"), "problems": few, "length_bucket": 128, "mesh": [2, 2, 1]}
-    rounds = {"init": policy, "questions": few, "rounds": 1, "mesh": [2, 2, 1], "sample": drawing, "reward_model": judge}
-    rounds |= {"score": {"length_bucket": 128}, "train": {"length": 128, "batch_size": 8, "log_every": 1}}
+    batches = {"length_bucket": 128, "tokens_per_batch": 1024}
+    score = batches | {"model": judge, "samples": str(workdir / "sample"), "problems": few, "mesh": [2, 2, 1]}
+    rounds = {"init": policy, "questions": str(folder / "hidden.jsonl"), "rounds": 1, "mesh": [2, 2, 1], "sample": drawing}
+    rounds |= {"reward_model": judge, "score": batches, "train": {"length": 128, "batch_size": 8, "log_every": 1}}
     ppo = {"init": policy, "value_init": policy, "questions": few, "mesh": [2, 2, 1], "steps": 2, "questions_per_step": 4}
     ppo |= {"minibatches": 2, "length": 128, "forward_rows": 4, "update_rows": 4, "sample": drawing | {"samples": 2}}
-    ppo |= {"reward": {"process": "min", "model": judge, "row_length": 128}}
+    ppo |= {"reward": {"process": "min", "model": judge, "row_length": 128, "tokens_per_batch": 512}}
     validation = {"validation": {"problems": few}}
     stages = {
         "sft": ("sft", training | sft | {"checkpoint_every": 15}),
@@ -133,6 +134,7 @@ def alone(tmp_path_factory):
     store.save(folder / "random", "policy", config, params, tokenizer)
     template, problems = get_template("e2h"), list(arithmetic.problems(0, "train", 1, 170))
     write_records(folder / "few.jsonl", problems[:12])
+    write_records(folder / "hidden.jsonl", [problem | {"answer": None} for problem in problems[:12]])
     problems = [*arithmetic.problems(0, "train", 2, 15), *problems]
     solved = [p | {"solution": template.format_solution(*arithmetic.solve(p["question"]))} for p in problems]
     solved[20]["solution"] *= 9
