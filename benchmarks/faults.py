@@ -18,15 +18,17 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from e2h_jax import main as e2h
 from e2h_jax.algorithms import sft
 from e2h_jax.data import arithmetic
 from e2h_jax.data.storage import write_records
@@ -37,7 +39,9 @@ from e2h_jax.models.arrays import open_arrays
 from e2h_jax.models.llama import LlamaConfig
 from e2h_jax.parallel.mesh import make_mesh
 
-ROOT = Path(__file__).parents[1]
+# Every stage runs in a process that is forked from one that has imported everything and done nothing else.
+FORKS = get_context("forkserver")
+FORKS.set_forkserver_preload(["__main__", "e2h_jax.algorithms.ppo", "e2h_jax.algorithms.dpo", "e2h_jax.algorithms.rest_em"])
 CLOCKS = ("time", "second", "share", "roofline", "rows_busy", "useful_tokens")  # in names of what may differ
 ONE_RUN = ("drawn_now", "scored_now", "stopped", "tokens", "padding")  # of `sample` and `score`: of the last run alone
 
@@ -67,7 +71,7 @@ def prepare(folder: Path) -> dict[str, list[str]]:
     names = ("random", "reward", "solved.jsonl", "labelled.jsonl", "few.jsonl", "samples.jsonl")
     data = {name: str(folder / name) for name in names}
     data["policy"] = str(folder / "policy" / "model")
-    training = {"length": 64, "batch_size": 8, "epochs": 8, "log_every": 1, "checkpoint_every": 17}
+    training = {"length": 64, "batch_size": 8, "epochs": 3, "log_every": 1, "checkpoint_every": 9}
     drawing = {"max_new_tokens": 48, "temperature": 1.0, "top_k": 0, "rows": 8}
     within = {f"sample.{name}": value for name, value in drawing.items()}
     rounds = within | {
@@ -97,7 +101,7 @@ def prepare(folder: Path) -> dict[str, list[str]]:
     }
     # A policy that ends its solutions: rounds keep no others.
     config = sft.defaults().unlock()
-    config.update(training | {"init": data["random"], "data": data["solved.jsonl"], "log_every": 100})
+    config.update(training | {"init": data["random"], "data": data["solved.jsonl"], "log_every": 100, "epochs": 8})
     config.optimizer.learning_rate = 1e-2
     sft.run(config, folder / "policy")
     return {
@@ -106,15 +110,19 @@ def prepare(folder: Path) -> dict[str, list[str]]:
     }
 
 
-def start(stage: str, arguments: list[str], workdir: Path) -> subprocess.Popen:
-    with open(workdir.with_suffix(".log"), "ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "e2h_jax.main", stage, f"--workdir={workdir}", *arguments],
-            env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+def start(stage: str, arguments: list[str], workdir: Path) -> BaseProcess:
+    process = FORKS.Process(target=_stage, args=([stage, f"--workdir={workdir}", *arguments], workdir.with_suffix(".log")))
+    process.start()
+    return process
+
+
+def _stage(command: list[str], log: Path) -> None:
+    """`e2h` with this command line, in a process group of its own."""
+    os.setpgid(0, 0)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.exit(e2h.main(command))
 
 
 def progress(workdir: Path) -> int:
@@ -131,10 +139,11 @@ def progress(workdir: Path) -> int:
 def run(stage: str, arguments: list[str], workdir: Path) -> float:
     """Runs a stage to its end; returns the seconds to its first record."""
     began, process = time.perf_counter(), start(stage, arguments, workdir)
-    while not progress(workdir) and process.poll() is None:
+    while not progress(workdir) and process.is_alive():
         time.sleep(0.01)
     first = time.perf_counter() - began
-    if code := process.wait():
+    process.join()
+    if code := process.exitcode:
         raise SystemExit(f"{stage} ended with {code}:\n" + workdir.with_suffix(".log").read_text()[-3000:])
     return first
 
@@ -142,14 +151,14 @@ def run(stage: str, arguments: list[str], workdir: Path) -> float:
 def kill(stage: str, arguments: list[str], workdir: Path, written: int, seconds: float) -> bool:
     """Starts a stage and kills it, with its worker processes, so long after it has written so much; False if it had ended."""
     process = start(stage, arguments, workdir)
-    while progress(workdir) < written and process.poll() is None:
-        time.sleep(0.002)
+    while progress(workdir) < written and process.is_alive():
+        time.sleep(0.01)
     time.sleep(seconds)
-    killed = process.poll() is None
-    if killed:
+    with contextlib.suppress(ProcessLookupError):  # so early that it has no group yet, or ended
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    return killed
+    process.kill()
+    process.join()
+    return process.exitcode == -signal.SIGKILL
 
 
 def results(workdir: Path) -> dict[str, object]:
@@ -206,7 +215,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="e2h_faults_"))
-    # Hundreds of processes run the same programs.
+    # Hundreds of processes run the same programs for a moment.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

@@ -55,7 +55,8 @@ def start(stages, folder, count=2):
         port = free.getsockname()[1]
     processes = []
     for index in range(count):
-        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}"}
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={4 // count}"  # the last one counts
+        environment = os.environ | {"XLA_FLAGS": flags}
         if count > 1:
             environment["JAX_COORDINATOR_ADDRESS"] = f"localhost:{port}"
             environment |= {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(index)}
