@@ -1,6 +1,6 @@
 """Is a run that was killed, and started again, the undisturbed run? kill -9 at random moments of every stage, on tiny models.
 
-    python benchmarks/faults.py                       # ten kills of each stage; MINUTES on two cores
+    python benchmarks/faults.py                       # ten kills of each stage
     python benchmarks/faults.py --stages=sft --kills=2
 
 Prints one line a kill and the matrix (stage × kills: how many ended identical); exits with 1 unless all did. Compared are, bit
