@@ -148,7 +148,7 @@ def test_told_to_stop_before_the_updates_it_gives_the_step_up(bandit, monkeypatc
     """While the judge is at work on step 2, then during step 3's forward passes; the KL coefficient has not moved on either."""
     config = config_of(bandit, steps=3, kl__target=0.1, kl__horizon=100, checkpoint_every=100, validation__problems="")
     ppo.run(config, tmp_path / "whole")
-    assert len({line["kl_coef"] for line in metrics(tmp_path / "whole")}) == 3  # it adapts
+    assert len({line["kl_coef"] for line in metrics(tmp_path / "whole")[1:]}) == 3  # it adapts
 
     def told_in(module, name, call):
         """Sends SIGTERM to this process within that call of a function; nothing may be learnt after it."""
