@@ -244,7 +244,7 @@ def test_told_to_stop_two_go_on_as_one(alone, tmp_path):
     resumed, whole = ({name: s[name] for name in ("examples", "dropped", "tokens", "steps")} for s in summaries)
     assert resumed == whole and whole["examples"] == 160 and whole["dropped"] == 1
     assert not (workdir / ".examples").exists()
-    assert_same(parameters(workdir), parameters(alone / "alone" / "sft"))
+    assert_same(parameters(workdir), parameters(alone / "alone" / "sft"), atol=1e-5)  # sums in another order
 
 
 @pytest.mark.parametrize("dead", [0, 1])
