@@ -126,7 +126,8 @@ def execute(
                     write_summary(folder, metrics)
         except BaseException:
             if first and stage != "recipe":
-                write_json(folder / "seconds.json", {"seconds": earlier + time.perf_counter() - began})
+                with contextlib.suppress(OSError):  # a full disk, say: what is wrong is told by what is raised
+                    write_json(folder / "seconds.json", {"seconds": earlier + time.perf_counter() - began})
             raise
         hosts.wait(f"{folder} finished")  # done.json must not appear while another host still writes its shard
         if first:

@@ -15,6 +15,7 @@ training, and lie with the examples: training holds no second model.
 Writes round-1/samples, round-1/scored, round-1/pairs.jsonl, round-1/reference, round-1/train …, and model/, the best round's.
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -248,6 +249,8 @@ def _reference(
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "logprobs.npy.tmp", "wb") as file:
             np.save(file, logprobs)
+            file.flush()
+            os.fsync(file.fileno())  # before reference.json says that it is there
         (folder / "logprobs.npy.tmp").rename(folder / "logprobs.npy")
     return {"tokens": len(logprobs)}
 

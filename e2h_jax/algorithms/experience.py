@@ -29,7 +29,7 @@ class Experience(NamedTuple):
 def make_experience(
     rollouts: list[Rollout], shaped: Sequence[Shaped], models: actor_critic.Models, config: ml_collections.ConfigDict
 ) -> tuple[Experience, dict[str, float]]:
-    """Log-probabilities, values, rewards, advantages and returns of a step's rollouts; and what to log."""
+    """Log-probabilities, values, rewards, advantages and returns of a step's rollouts; and what to log. Changes no model."""
     shape = (len(rollouts), config.sample.max_new_tokens)
     mask, rewards, old, reference, values, entropy, drawn = np.zeros((7, *shape), np.float32)
     for row, (rollout, judged) in enumerate(zip(rollouts, shaped, strict=True)):
@@ -51,7 +51,6 @@ def make_experience(
         if config.kl.place == "reward":
             rewards -= models.kl_coef * kl(config.kl.estimator, old, reference) * mask
         metrics["kl"] = float(((old - reference) * mask).sum(1).mean())  # nats a solution
-        models.adapt(metrics["kl"], len(rollouts))
     if bonus := config.entropy.reward_coef:
         lengths = np.maximum(mask.sum(1, keepdims=True), 1)
         if config.entropy.reward_mean == "merged":

@@ -169,19 +169,26 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
                 # Sample indices, and so the random numbers of a question, are new in every step.
                 seconds.start()
                 samples = range((step - 1) * config.sample.samples, step * config.sample.samples)
+                # A step may take a minute, a preemption notice 30 seconds: a step that has not changed any model yet is given
+                # up when the run is told to stop, and begins anew.
                 drawn = sampler.draw(questions_of(step, questions, config), samples, interrupted)
-                if drawn is None:  # this may take minutes, a preemption notice seconds: the step will begin anew
+                if drawn is None:
                     break
                 rollouts, metrics = drawn
                 seconds.stop("rollout")
                 shaped = reward(rollouts)
                 seconds.stop("reward")
+                if interrupted():
+                    break
                 experience, measured = make_experience(rollouts, shaped, models, config)
                 seconds.stop("forward")
+                if interrupted():
+                    break
                 metrics |= measured | learn(experience, models, config, step)
                 check_finite(workdir, step, metrics, *inspected(experience))
                 sampler.kernel.update(models.policy.params)
                 seconds.stop("update")
+                models.adapt(metrics.get("kl", 0.0), len(rollouts))
                 models.stopped = 0 < config.stop_kl < metrics.get("kl", 0.0)
                 metrics |= validate(step, step == config.steps or models.stopped)
                 seconds.stop("validate")

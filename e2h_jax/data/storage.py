@@ -12,11 +12,17 @@ from e2h_jax.errors import UserError
 
 
 def json_line(record: Any) -> bytes:
-    """One JSON line in UTF-8. Lone surrogates, which UTF-8 cannot hold, are written as \\u escapes."""
+    """One JSON line in UTF-8. Lone surrogates, which UTF-8 cannot hold, are written as \\u escapes.
+
+    Raises UserError for a record with NaN or infinity, which JSON has not.
+    """
     try:
         return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     except UnicodeEncodeError:
         return json.dumps(record, allow_nan=False).encode() + b"\n"
+    except ValueError:
+        text = json.dumps(record)[:200]
+        raise UserError(f"a number that is not finite, NaN say, cannot be written; is the model broken? {text}") from None
 
 
 class ShardWriter:

@@ -2,11 +2,14 @@
 
 import json
 import os
+import signal
 import sys
 
 
 def main() -> None:
-    """Serves until its input ends."""
+    """Serves until its input ends, or it is killed."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # they go to the whole process group; the parent decides when to stop
+        signal.signal(number, signal.SIG_IGN)
     memory = int(sys.argv[1]) << 20
     try:
         import resource

@@ -32,6 +32,7 @@ from e2h_jax.models.tensors import Tensor, checkpoint_tensors, parameter_shapes
 DTYPES = ("float32", "bfloat16", "float16")
 # In checkpoints, but no parameters: tables that old versions of transformers stored.
 IGNORED = (r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$", r"\.masked_bias$")
+MADE = "converted.json"  # in the folder that is written: the config it was made by, and the summary
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -65,7 +66,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         raise UserError("config.shard_gb must be above 0")
     target = Path(workdir) / config.to
     if target.exists():
-        raise UserError(f"{target} is there already; delete it, or use another --workdir")
+        # Written by a run that was killed before the stage could be said to be done?
+        made = hub.read_json(target / MADE) if (target / MADE).exists() else {}
+        if made.get("config") != _as_json(config):
+            raise UserError(f"{target} is there already; delete it, or use another --workdir")
+        return made["summary"]
     if jax.distributed.is_initialized():
         # Orbax lets all processes of a job write together: a process that knows of no job writes alone.
         alone = ProcessPoolExecutor(1, get_context("spawn"), _alone)
@@ -116,7 +121,12 @@ def _import(config: ml_collections.ConfigDict, target: Path) -> dict:
         dtypes[tensor.parameter] = jnp.promote_types(dtypes.get(tensor.parameter, dtype), dtype)
     shapes = {name: jax.ShapeDtypeStruct(leaf.shape, config.dtype or dtypes[name]) for name, leaf in trunk.items()}
     shapes |= {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in head.items()}
-    with _written_whole(target) as partial:
+    summary = {
+        "kind": kind,
+        "family": model_config.family,
+        "parameters": sum(math.prod(leaf.shape) for leaf in parameters.values()),
+    }
+    with _written_whole(target, config, summary) as partial:
         hub.copy_texts(folder, partial)
         written = arrays.create(partial / "params", shapes)
         for name, array in head.items():
@@ -129,11 +139,7 @@ def _import(config: ml_collections.ConfigDict, target: Path) -> dict:
             )
         reads = {"template": evaluator.template, "read_at": evaluator.read_at} if evaluator else None
         store.save_description(partial, kind, model_config, reads)
-    return {
-        "kind": kind,
-        "family": model_config.family,
-        "parameters": sum(math.prod(leaf.shape) for leaf in parameters.values()),
-    }
+    return summary
 
 
 def _export(config: ml_collections.ConfigDict, target: Path) -> dict:
@@ -151,7 +157,8 @@ def _export(config: ml_collections.ConfigDict, target: Path) -> dict:
     tensors = list(checkpoint_tensors(model_config, parameters))
     dtype = {tensor.parameter: np.dtype(config.dtype or parameters[tensor.parameter].dtype) for tensor in tensors}
     outputs = [hub.Output(tensor.name, tensor.shape, dtype[tensor.parameter]) for tensor in tensors]
-    with _written_whole(target) as partial:
+    summary = {"family": model_config.family, "parameters": sum(math.prod(output.shape) for output in outputs)}
+    with _written_whole(target, config, summary) as partial:
         hub.copy_texts(folder, partial)
         special = hub.special_ids(folder)
         if not (partial / "generation_config.json").exists():
@@ -168,21 +175,26 @@ def _export(config: ml_collections.ConfigDict, target: Path) -> dict:
         for output, write in _progress(outputs, hub.write(partial, outputs, config.shard_gb * 1e9), "export"):
             tensor = by_name[output.name]
             write(tensor.to_theirs(_place(stored, tensor).read().result()))
-    return {"family": model_config.family, "parameters": sum(math.prod(output.shape) for output in outputs)}
+    return summary
 
 
 @contextlib.contextmanager
-def _written_whole(target: Path) -> Iterator[Path]:
+def _written_whole(target: Path, config: ml_collections.ConfigDict, summary: dict) -> Iterator[Path]:
     """A folder to write into that becomes `target` in the end, or nothing."""
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
     partial.mkdir(parents=True)
     try:
+        (partial / MADE).write_text(json.dumps({"config": _as_json(config), "summary": summary}, indent=2) + "\n")
         yield partial
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     partial.rename(target)
+
+
+def _as_json(config: ml_collections.ConfigDict) -> dict:
+    return json.loads(config.to_json())
 
 
 def _place(stored: dict[str, tensorstore.TensorStore], tensor: Tensor) -> tensorstore.TensorStore:

@@ -58,6 +58,8 @@ def save(folder: Path, kind: str, config: LlamaConfig, params: nnx.State, tokeni
     """Writes the model so that `load` finds it whole or not at all: `model.json` comes last. `reads`: see `load_reads`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+        (folder / "model.json").unlink(missing_ok=True)  # an earlier model's: its parameters are about to go
     with arrays.layerwise():
         ocp.save((folder / "params").absolute(), nnx.to_pure_dict(params), overwrite=True)
     if jax.process_index() == 0:

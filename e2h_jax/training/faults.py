@@ -23,15 +23,28 @@ def interrupts() -> Iterator[Callable[..., int | None]]:
     """Turns Ctrl-C and SIGTERM (a preemption notice) into a flag, so that the loop can save first; yields a reader of it.
 
     The reader is asked between steps, on several hosts by all of them alike: they stop at the same step, whichever was told to;
-    and with `last=True` once more when all is saved.
+    and with `last=True` once more when all is saved. Before it is asked for the first time, while programs are compiled say,
+    there is nothing to save, and a signal ends the stage at once.
     """
-    caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda last=False: None
         return
-    old = {number: signal.signal(number, lambda n, _: caught.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+    caught: list[int] = []
+    begun = False
+
+    def catch(number: int, _: Any) -> None:
+        if not begun:
+            stop(number)
+        caught.append(number)
+
+    def read(last: bool = False) -> int | None:
+        nonlocal begun
+        begun = True
+        return (hosts.stop_at_end if last else hosts.stop_together)(caught[0] if caught else None)
+
+    old = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda last=False: (hosts.stop_at_end if last else hosts.stop_together)(caught[0] if caught else None)
+        yield read
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -5,6 +5,7 @@ compiles after the first step; what the sampler drew the trainer finds as likely
 """
 
 import json
+import os
 import signal
 from contextlib import contextmanager
 
@@ -123,22 +124,56 @@ def test_a_cut_run_goes_on_to_the_bit(bandit, whole, monkeypatch, tmp_path):
 
 
 def test_told_to_stop_while_it_draws_it_saves_the_step_before(bandit, whole, monkeypatch, tmp_path):
-    interrupts, asked = ppo.interrupts, []
+    asked, begun, questions_of = [], [], ppo.questions_of
 
     @contextmanager
     def told():
-        yield lambda last=False: asked.append(0) or (signal.SIGTERM if len(asked) >= 12 else None)
+        yield lambda last=False: asked.append(last) or (signal.SIGTERM if len(begun) == 4 else None)
 
-    monkeypatch.setattr(ppo, "interrupts", told)
-    with pytest.raises(SystemExit) as stopped:
-        ppo.run(config_of(bandit, checkpoint_every=100), tmp_path)
-    assert stopped.value.code == 143 and len(asked) == 13  # once more at the end
-    saved = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
-    assert saved == [metrics(tmp_path)[-1]["step"]] and saved[0] > 1
-    monkeypatch.setattr(ppo, "interrupts", interrupts)
+    with monkeypatch.context() as patch:
+        patch.setattr(ppo, "interrupts", told)
+        patch.setattr(ppo, "questions_of", lambda *some: (begun.append(len(asked)), questions_of(*some))[1])
+        with pytest.raises(SystemExit) as stopped:
+            ppo.run(config_of(bandit, checkpoint_every=100), tmp_path)
+    assert stopped.value.code == 143
+    assert asked[begun[3] :] == [False, True]  # after the fourth step's first dispatch, and at the end
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
+    assert metrics(tmp_path)[-1]["step"] == 3
     ppo.run(config_of(bandit, checkpoint_every=100), tmp_path)
     assert metrics(tmp_path) == metrics(whole[0])
     assert_same(parameters(tmp_path / "model"), parameters(whole[0] / "model"))
+
+
+def test_told_to_stop_before_the_updates_it_gives_the_step_up(bandit, monkeypatch, tmp_path):
+    """While the judge is at work on step 2, then during step 3's forward passes; the KL coefficient has not moved on either."""
+    config = config_of(bandit, steps=3, kl__target=0.1, kl__horizon=100, checkpoint_every=100, validation__problems="")
+    ppo.run(config, tmp_path / "whole")
+    assert len({line["kl_coef"] for line in metrics(tmp_path / "whole")[1:]}) == 3  # it adapts
+
+    def told_in(module, name, call):
+        """Sends SIGTERM to this process within that call of a function; nothing may be learnt after it."""
+        function, count = getattr(module, name), []
+
+        def telling(*arguments):
+            count.append(name)
+            if len(count) == call:
+                os.kill(os.getpid(), signal.SIGTERM)
+                patch.setattr(ppo, "learn", None)
+            return function(*arguments)
+
+        patch.setattr(module, name, telling)
+
+    for where, saved in (((ppo.judge.Judge, "__call__", 2), 1), ((ppo, "make_experience", 2), 2)):
+        with monkeypatch.context() as patch:
+            told_in(*where)
+            with pytest.raises(SystemExit) as stopped:
+                ppo.run(config, tmp_path / "cut")
+        assert stopped.value.code == 143
+        assert max(int(path.name) for path in (tmp_path / "cut" / "checkpoints").iterdir()) == saved
+        assert metrics(tmp_path / "cut")[-1]["step"] == saved
+    ppo.run(config, tmp_path / "cut")
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+    assert_same(parameters(tmp_path / "cut" / "model"), parameters(tmp_path / "whole" / "model"))
 
 
 def test_the_rollouts_of_a_step_that_is_not_finite_are_kept(bandit, monkeypatch, tmp_path):

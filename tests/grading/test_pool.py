@@ -49,6 +49,16 @@ def test_a_worker_that_dies_is_replaced(pool):
     assert pool.replaced == replaced + 1
 
 
+def test_ctrl_c_and_a_preemption_notice_are_for_the_parent_alone(pool):
+    """They reach the whole process group; a worker that ended by them would leave its pair undecided."""
+    pool.grade("1", "1")
+    replaced, worker = pool.replaced, pool._idle.get()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(worker.process.pid, number)
+    pool._idle.put(worker)
+    assert pool.grade("1", "1") == "correct" and pool.replaced == replaced
+
+
 def test_a_pair_that_takes_too_long_is_undecided_and_costs_no_other():
     with GradingPool(workers=1, timeout_s=0.5) as pool:
         assert pool.grade("1", "1") == "correct"

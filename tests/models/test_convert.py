@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -249,8 +250,10 @@ def test_a_bad_source_is_one_sentence_and_leaves_nothing(name, make_hub, run_con
 def test_what_is_there_is_not_overwritten(imported, make_hub, run_convert, tmp_path):
     make_hub(tmp_path / "hub", "llama")
     run_convert(tmp_path / "hub", tmp_path)
-    with pytest.raises(UserError, match="model is there already; delete it, or use another --workdir"):
-        run_convert(tmp_path / "hub", tmp_path)
+    for spoil in (lambda: None, (tmp_path / "model" / "converted.json").unlink):
+        spoil()
+        with pytest.raises(UserError, match="model is there already; delete it, or use another --workdir"):
+            run_convert(tmp_path / "hub", tmp_path, dtype="bfloat16")
     with pytest.raises(UserError, match=r"is a model/ folder already; to export it, set config.to=huggingface"):
         run_convert(imported("llama"), tmp_path / "other")
 
@@ -261,6 +264,33 @@ def test_what_a_killed_run_left_is_replaced(make_hub, run_convert, tmp_path):
     (tmp_path / "model.partial/params/rubbish").write_text("x")
     run_convert(tmp_path / "hub", tmp_path)
     assert not (tmp_path / "model.partial").exists() and not (tmp_path / "model/params/rubbish").exists()
+
+
+KILLED = """
+import os, signal, sys
+from e2h_jax import main, stage
+write = stage.write_json
+stage.write_json = lambda path, value: os.kill(os.getpid(), signal.SIGKILL) if path.name == "done.json" else write(path, value)
+sys.exit(main.main())
+"""
+
+
+@pytest.mark.parametrize("to", ["model", "huggingface"])
+def test_a_run_killed_when_only_done_json_was_missing_just_finishes(to, make_hub, imported, tmp_path):
+    if to == "model":
+        make_hub(tmp_path / "hub", "llama")
+    source = tmp_path / "hub" if to == "model" else imported("llama")
+    arguments = ["convert", f"--config.source={source}", f"--config.to={to}", f"--workdir={tmp_path / 'run'}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    written = {path: path.stat() for path in (tmp_path / "run" / to).rglob("*")}
+    assert len(written) > 5 and not (tmp_path / "run" / "done.json").exists()
+    assert main(arguments) == 0
+    assert {path: path.stat() for path in (tmp_path / "run" / to).rglob("*")} == written
+    done = json.loads((tmp_path / "run" / "done.json").read_text())["metrics"]
+    assert done == json.loads((tmp_path / "run" / to / "converted.json").read_text())["summary"]
+    assert done["family"] == "llama" and done["parameters"] > 1000
 
 
 def test_a_name_on_the_hub(make_hub, run_convert, tmp_path, monkeypatch):

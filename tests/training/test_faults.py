@@ -1,6 +1,8 @@
 """What training leaves behind when it ends before its time: the batch that broke it, all that a full disk had room for."""
 
 import json
+import os
+import signal
 import subprocess
 
 import jax
@@ -27,6 +29,21 @@ def examples(count, width=1):
 
 def params_of(mesh, size=1):
     return jax.device_put(nnx.State({"w": nnx.Param(jnp.ones(size), axes=(None,))}), NamedSharding(mesh, PartitionSpec()))
+
+
+@pytest.mark.parametrize(("number", "ends"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_waits_for_the_next_boundary_once_there_has_been_one(number, ends):
+    before = signal.getsignal(number)
+    with pytest.raises(ends), faults.interrupts():
+        os.kill(os.getpid(), number)  # while the first step is compiled
+        pytest.fail("goes on")
+    with faults.interrupts() as interrupted:
+        assert interrupted() is None
+        os.kill(os.getpid(), number)
+        assert interrupted() == number and interrupted(last=True) == number
+    with pytest.raises(ends):
+        faults.stop(number)
+    assert signal.getsignal(number) is before
 
 
 @pytest.mark.parametrize(
