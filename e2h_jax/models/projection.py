@@ -57,7 +57,8 @@ def project(module: nnx.Module, name: str, x: jax.Array, out_dtype=None) -> jax.
 
 
 def _product(module: nnx.Module, name: str, x: jax.Array, weight: jax.Array, out_dtype) -> jax.Array:
-    if name in TURNED and module.q.get_value().ndim == 2:
+    query = getattr(module, "q", None)  # tells of all: [D, F] and [F, D] do not differ in themselves
+    if name in TURNED and query is not None and query[...].ndim == 2:
         y = einsum("...d,ed->...e", x, weight, out_dtype)
         return y.reshape(*y.shape[:-1], -1, module.config.head_dim) if name in ("q", "k", "v") else y
     return einsum(PRODUCTS[name], x, weight, out_dtype)
