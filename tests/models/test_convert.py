@@ -284,10 +284,10 @@ def test_a_run_killed_when_only_done_json_was_missing_just_finishes(to, make_hub
     environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    written = {path: path.stat() for path in (tmp_path / "run" / to).rglob("*")}
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / to).rglob("*")}
     assert len(written) > 5 and not (tmp_path / "run" / "done.json").exists()
     assert main(arguments) == 0
-    assert {path: path.stat() for path in (tmp_path / "run" / to).rglob("*")} == written
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / to).rglob("*")} == written
     done = json.loads((tmp_path / "run" / "done.json").read_text())["metrics"]
     assert done == json.loads((tmp_path / "run" / to / "converted.json").read_text())["summary"]
     assert done["family"] == "llama" and done["parameters"] > 1000
