@@ -190,7 +190,7 @@ def test_sampling_and_scoring(alone, together):
 
 @pytest.mark.parametrize("name", ["reward", "rest_em", "dpo", "ppo"])
 def test_training(alone, together, name):
-    assert_same(parameters(together / name), parameters(alone / "alone" / name), atol=1e-5)  # sums in another order
+    assert_same(parameters(together / name), parameters(alone / "alone" / name), atol=2e-6)  # sums in another order
     for path in (alone / "alone" / name).glob("round-1/*.jsonl"):  # what was kept, what was paired
         assert path.read_bytes() == (together / path.relative_to(alone / "alone")).read_bytes()
     if name in ("rest_em", "dpo"):
@@ -204,7 +204,7 @@ def test_the_first_process_converts_and_the_model_is_there_for_both(alone, toget
 
 def test_a_tensor_axis_may_leave_its_host(alone, together):
     """Both processes then have all rows."""
-    assert_same(parameters(together / "across"), parameters(alone / "alone" / "across"), atol=1e-5)
+    assert_same(parameters(together / "across"), parameters(alone / "alone" / "across"), atol=2e-6)
 
 
 def test_a_mistake_in_the_slice_of_one_is_told_by_both(together):
@@ -244,7 +244,7 @@ def test_told_to_stop_two_go_on_as_one(alone, tmp_path):
     resumed, whole = ({name: s[name] for name in ("examples", "dropped", "tokens", "steps")} for s in summaries)
     assert resumed == whole and whole["examples"] == 160 and whole["dropped"] == 1
     assert not (workdir / ".examples").exists()
-    assert_same(parameters(workdir), parameters(alone / "alone" / "sft"), atol=1e-5)  # sums in another order
+    assert_same(parameters(workdir), parameters(alone / "alone" / "sft"), atol=2e-6)  # sums in another order
 
 
 @pytest.mark.parametrize("dead", [0, 1])
