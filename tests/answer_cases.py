@@ -1,7 +1,7 @@
 r"""Where the final answer is: the one table that every consumer is run on.
 
-A row gives a text and its answer by the section (template e2h) and by the box (the boxed templates); in a text of another system
-("any") it is the section's, else the box's. `TAGGED` has rows of formats with tags or stop texts.
+A row gives a text and its answer by the section (template e2h) and by the box (the boxed templates); in a text of another
+system ("any") it is the section's, else the box's. `TAGGED` has rows of formats with tags or stop texts.
 """
 
 # text, section, box

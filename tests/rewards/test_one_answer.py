@@ -15,6 +15,7 @@ from rich.console import Console
 from e2h_jax import interactive
 from e2h_jax.algorithms import rounds, validation
 from e2h_jax.data import arithmetic, few_shot
+from e2h_jax.data.cards import Card
 from e2h_jax.data.records import read_many
 from e2h_jax.data.rewrite import rewrite
 from e2h_jax.data.rollout import Rollout
@@ -23,14 +24,12 @@ from e2h_jax.data.storage import write_records
 from e2h_jax.data.templates import RECORD, TEMPLATES, get_template, write_template
 from e2h_jax.errors import UserError
 from e2h_jax.evaluation import inputs
-from e2h_jax.grading import extract_answer, is_equal
+from e2h_jax.grading import extract_answer
 from e2h_jax.parallel.mesh import make_mesh
-from e2h_jax.rewards import judge, labels, shaping
+from e2h_jax.rewards import judge, labels
 from e2h_jax.rewards.scoring import step_scores
 
 NAMES = sorted(TEMPLATES)
-# Answers that all rules of grading read: the others only show that none is found, or which text is.
-GRADABLE = [(text, template, answer) for text, template, answer in CASES if answer is None or is_equal(answer, answer)]
 ROWS = {name: [(text, answer) for text, template, answer in CASES if template == name] for name in NAMES}
 
 
@@ -70,7 +69,7 @@ def evaluated(problems, folder, **paths):
 
 
 def test_the_table_is_long_enough():
-    assert len(CASES) >= 400 and len(GRADABLE) >= 390 and all(len(rows) >= 40 for rows in ROWS.values() if rows is not None)
+    assert len(CASES) >= 400 and len(ROWS["e2h"]) >= 190 and min(map(len, ROWS.values())) >= 20
     assert all(answer is None or answer == answer.strip() != "" for _, _, answer in CASES)
 
 
@@ -139,13 +138,10 @@ def test_labels(name, tmp_path, monkeypatch):
     write(tmp_path, rows)
     config = labels.defaults()
     config.update({"problems": str(tmp_path / "problems.jsonl"), "template": name})
-    grader = labels._Grader(config, SimpleNamespace(counts={key: 0 for key in ("graded", "graded: no answer")} | COUNTS))
+    grader = labels._Grader(config, Card(""))
     right = [grader.is_right(text, problem(number)) for number, (text, _) in enumerate(rows)]
     assert right == [answer is not None for _, answer in rows]
     assert set(asked) == {answer for _, answer in rows} - {None}
-
-
-COUNTS = {"graded: undecided, taken as wrong": 0}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -171,14 +167,13 @@ def test_rounds_of_rest_em_and_dpo(name):
 def test_rewards_of_reinforcement_learning(name, tokenizers, monkeypatch):
     """The grade, and what is scorable: a text without an answer earns nothing."""
     monkeypatch.setattr(judge, "GradingPool", Pool)
-    config = shaping.defaults()
     config = judge.defaults()
     config.update({"process": "none"})
     mesh = make_mesh((1, 1, 1), jax.devices()[:1])
     rows, none = ROWS[name], np.zeros(1, np.float32)
-    with judge.Judge(config, mesh, tokenizers.bpe, get_template(name)) as rewards:
+    with judge.Judge(config, mesh, tokenizers["bpe"], get_template(name)) as rewards:
         for text, answer in rows:
-            tokens = np.array([*tokenizers.bpe.encode(text.replace("\ud800", "?"), add_special_tokens=False), 1], np.int32)
+            tokens = np.array([*tokenizers["bpe"].encode(text.replace("\ud800", "?"), add_special_tokens=False), 1], np.int32)
             rollout = Rollout(problem(0), 0, np.ones(1, np.int32), tokens, none, none, True, text)
             (shaped,) = rewards([rollout])
             assert shaped.parts["scorable"] == shaped.parts["outcome"] == (answer is not None), text
@@ -189,7 +184,7 @@ def test_rewards_of_reinforcement_learning(name, tokenizers, monkeypatch):
 def test_the_last_score_is_0_where_there_is_no_answer(name, tokenizers):
     template = get_template(name)
     for text, answer in ROWS[name]:
-        encoded = encode_solution(tokenizers.bpe, "q", text, template, add_eos=True)
+        encoded = encode_solution(tokenizers["bpe"], "q", text, template, add_eos=True)
         scores = step_scores(encoded, np.zeros(len(encoded.tokens)), "separator_last")
         assert (scores[-1] == 0.0) == (answer is None), text
 
@@ -231,15 +226,15 @@ def test_labels_of_the_built_in_curriculum(tmp_path):
     rows = [(text, answer) for text, answer in ROWS["e2h"] if text.isascii()]
     write(tmp_path, rows)
     config = SimpleNamespace(problems=str(tmp_path / "problems.jsonl"), samples=(str(tmp_path / "samples"),))
-    config.oprm_outcomes, config.repeats = 0.5, True
-    found = arithmetic.prepare_labels(SimpleNamespace(arithmetic=config, seed=0), tmp_path)
+    config.oprm_outcomes, config.repeats, config.seed = 0.5, True, 0
+    found = arithmetic.prepare_labels(SimpleNamespace(arithmetic=config), tmp_path)
     assert found["right_outcomes"] == sum(answer is not None for _, answer in rows) / len(rows)
     for (text, answer), record in zip(rows, read_many(tmp_path / "orm.jsonl", "labelled"), strict=True):
         assert set(record["labels"]) <= {float(answer is not None)}, text
 
 
-FRAGMENTS = ["a", " ", "\n", "\n\n", "\r\n", "# Answer", "# Answer\n", ": ", "42", "\\boxed", "{", "}", "\\}", "\\fbox{", "$", "."]
-FRAGMENTS += ["The answer is:", " ки\n", "<extra_0>", "## Answer", "<|im_end|>"]
+FRAGMENTS = ["a", " ", "\n", "\n\n", "\r\n", "# Answer", "# Answer\n", ": ", "42", "\\boxed", "{", "}", "\\}"]
+FRAGMENTS += ["\\fbox{", "$", ".", "The answer is:", " ки\n", "<extra_0>", "## Answer", "<|im_end|>"]
 
 
 @settings(max_examples=300, deadline=None)
@@ -251,7 +246,6 @@ def test_properties_for_any_text(text, name):
     unix = text.replace("\r\n", "\n")
     windows = template.extract_answer(unix.replace("\n", "\r\n"))
     assert template.extract_answer(unix) == (windows and windows.replace("\r\n", "\n"))
-    assert template.extract_answer(text + " \n") == answer or not template.answer == "header" or answer is None
     if name == "e2h":
         assert answer == extract_answer(text, "section")
         assert extract_answer(text) == (answer or extract_answer(text, "boxed"))
