@@ -1,7 +1,7 @@
 """How much of a KL's gradient each estimate has in expectation, in the reward and in the loss (docs/ppo.md#kl-estimators).
 
-Policies and references over five tokens, every token enumerated; logits that differ by 0.03 or 1.5 (standard deviation). Printed
-for each: the expected gradient along the true one, over its length, mean of 300 pairs. 1 is right.
+Policies and references over five tokens, every token enumerated; logits that differ by 0.03 or 1.5 (standard deviation).
+Printed for each: the expected gradient along the true one, over its length, mean of 300 pairs. 1 is right.
 
     python benchmarks/kl_gradients.py
 """
