@@ -17,8 +17,9 @@ from e2h_jax.data.cards import Card
 from e2h_jax.data.records import check_record
 from e2h_jax.data.sources.rows import Hub, Row, read_rows, text_field
 from e2h_jax.data.sources.sentences import solution_steps
-from e2h_jax.data.templates import Template, last_boxed
+from e2h_jax.data.templates import Template
 from e2h_jax.errors import UserError
+from e2h_jax.grading.extract import extract_answer
 
 HENDRYCKS = Hub(
     "EleutherAI/hendrycks_math",
@@ -75,7 +76,7 @@ def read_math(
         question = text_field(row, "problem").strip()
         solution = text_field(row, "solution")
         answer = row.value.get("answer")
-        answer = last_boxed(solution) if answer in (None, "") else answer
+        answer = extract_answer(solution, "boxed") if answer in (None, "") else answer
         if answer is None or not str(answer).strip():
             card.counts["rows without an answer"] += 1
             continue
