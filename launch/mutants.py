@@ -36,7 +36,7 @@ only_mutate = [{source}]
 do_not_mutate_patterns = {patterns}
 pytest_add_cli_args = ["-p", "no:cacheprovider"]
 pytest_add_cli_args_test_selection = {tests}
-also_copy = {files}
+also_copy = {folders}
 process_isolation = "forkserver"  # no process is forked that has used JAX
 use_git_change_detection = false
 timeout_constant = 2.0
@@ -95,19 +95,17 @@ def main() -> int:
 
 def prepare(folder: Path, module: dict, leave_out: dict) -> None:
     """Copies the package and the tests, writes mutmut's settings, and has survivors tried again if the tests have changed."""
-    for part in ("e2h_jax", "tests"):
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in ("e2h_jax", "tests", *module.get("folders", [])):
         shutil.rmtree(folder / part, ignore_errors=True)
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-    for part in module.get("files", []):
-        (folder / part).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / part, folder / part)
     source = folder / module["source"]
     source.write_text(marked(source.read_text(encoding="utf-8"), module.get("only"), leave_out["functions"]), encoding="utf-8")
     settings = SETTINGS.format(
         source=json.dumps(module["source"]),
         patterns=json.dumps(leave_out["lines"]),
         tests=json.dumps(module["tests"]),
-        files=json.dumps(module.get("files", [])),
+        folders=json.dumps(module.get("folders", [])),
     )
     (folder / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text(encoding="utf-8") + settings, encoding="utf-8")
     files = sorted({ROOT / test.split("::")[0] for test in module["tests"] if test.startswith("tests/")})

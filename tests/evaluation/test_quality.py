@@ -35,3 +35,14 @@ def test_steps_without_label_are_left_out_and_other_cuts_are_counted():
     found = step_quality([[0.9, 0.2, 0.4], [0.9]], [[1.0, None, 0.0], [1.0, 1.0]])
     assert found == {"steps": 2, "right": 1, "skipped": 1, "auc": 1, "accuracy": 1, "balanced_accuracy": 1}
     assert step_quality([], [])["auc"] is None
+
+
+def test_a_soft_label_of_one_half_is_right_and_so_is_a_score_of_one_half():
+    assert step_quality([[0.5, 0.4, 0.6]], [[0.5, 0.49, 0.51]])["right"] == 2
+    assert step_quality([[0.5, 0.4, 0.6]], [[0.5, 0.49, 0.51]])["accuracy"] == 1
+
+
+def test_verdicts_may_be_zeros_and_ones():
+    scores, right = np.array([0.9, 0.8, 0.5, 0.9]), np.array([1, 1, 1, 0])
+    assert judge(scores, right, 0.5) == judge(scores, right > 0, 0.5)
+    assert auc(scores, right.tolist()) == auc(scores, right > 0)
