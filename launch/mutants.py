@@ -135,7 +135,8 @@ def run(folder: Path, processes: int) -> bool:
     """Lets mutmut make and try the mutants."""
     (folder / "mutants").mkdir(exist_ok=True)  # before Python looks for modules there
     environment = os.environ | {
-        "PYTHONPATH": str(folder / "mutants"),
+        "PYTHONPATH": os.pathsep.join((str(folder / "mutants"), str(ROOT / "launch"))),
+        "PYTEST_ADDOPTS": "-p mutants",  # this file's hook
         "CI": "1",  # Hypothesis draws the same examples each time
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".mutants" / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -144,6 +145,13 @@ def run(folder: Path, processes: int) -> bool:
     command = [Path(sys.executable).with_name("mutmut"), "run", "--max-children", str(processes)]
     with open(folder / "mutmut.log", "w") as log:
         return subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT).returncode == 0
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    """A hook of pytest, which has this file as a plugin there: quick tests first, as the first that fails is the last."""
+    durations = Path("mutmut-stats.json")  # of the tests of what is unchanged
+    seconds = json.loads(durations.read_text())["duration_by_test"] if durations.exists() else {}
+    items.sort(key=lambda item: seconds.get(item.nodeid, 0.0))
 
 
 def collect(folder: Path, module: dict) -> list[Mutant]:
