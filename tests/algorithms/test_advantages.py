@@ -1,7 +1,6 @@
 """Advantages against the original's figures (original-system.md A.7), by hand, and against plain loops."""
 
 import math
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -133,7 +132,6 @@ def test_group_advantages_against_loops(seed):
 def test_group_advantages_by_hand():
     totals, groups = [1.0, 0.0, 0.7, 0.0, 0.0], ["a", "a", "b", "a", "a"]
     np.testing.assert_allclose(rloo(totals, groups), [1, -1 / 3, 0, -1 / 3, -1 / 3], rtol=1e-6)
-    assert rloo(totals, groups).dtype == grpo(totals, groups).dtype == np.float32
     np.testing.assert_allclose(grpo(totals, groups, scale_by_std=False), [0.75, -0.25, 0, -0.25, -0.25], rtol=1e-6)
     np.testing.assert_allclose(grpo(totals, groups), [1.5, -0.5, 0, -0.5, -0.5], rtol=1e-5)  # sample std ½
     np.testing.assert_allclose(grpo([0.1, 0.1, 0.1], [4, 4, 4]), 0, atol=1e-9)  # all alike: nothing to learn
@@ -220,7 +218,6 @@ def test_the_penalty_is_taken_off_token_by_token(estimator, charges):
     found = penalised_rewards(JUDGED, OLD, REFERENCE, ENTROPY, MASK, 0.1, config)  # the adaptive coefficient, not the first
     np.testing.assert_allclose(found, JUDGED - 0.1 * np.array(charges), atol=1e-7)
     assert found.dtype == np.float32
-    assert penalised_rewards(JUDGED.astype(np.float64), OLD, REFERENCE, ENTROPY, MASK, 0.1, config).dtype == np.float32
     np.testing.assert_array_equal(JUDGED, before)
     np.testing.assert_array_equal(penalised_rewards(JUDGED, OLD, REFERENCE, ENTROPY, MASK, 0.0, config), JUDGED)
     config.kl.place = "loss"
@@ -254,30 +251,6 @@ def test_scaling_by_hand():
     np.testing.assert_allclose(scale(rewards, mask), [[3 / root, -1 / root, 1 / root], [1 / root, 0, 0]], rtol=1e-6)
     np.testing.assert_allclose(scale([[0.7, 0.7, 9.0]], [[1, 1, 0]]), [[0.7, 0.7, 0]], rtol=1e-6)  # nothing to divide by
     assert not scale(rewards, np.zeros((2, 3))).any()
-
-
-def test_a_deviation_below_one_scales_up_and_of_no_token_nothing_is_said():
-    found = scale([[0.0, 1.0]], [[1, 1]])  # deviation ½
-    np.testing.assert_array_equal(found, np.float32([[0, 2]]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert scale(np.ones((1, 2)), np.zeros((1, 2))).dtype == found.dtype == np.float32
-
-
-def test_float32_rewards_far_from_zero_are_summed_in_float64():
-    rewards = (1e4 + np.random.default_rng(0).random((4, 40))).astype(np.float32)
-    exact = rewards.astype(np.float64)
-    np.testing.assert_allclose(scale(rewards, np.ones_like(rewards)), exact / exact.std(), rtol=1e-6)
-    np.testing.assert_allclose(whiten(rewards, np.ones_like(rewards)), (exact - exact.mean()) / exact.std(), rtol=1e-6)
-
-
-def test_a_deviation_of_rounding_size_is_not_blown_up():
-    np.testing.assert_allclose(whiten([[2e-8, -2e-8]], [[1, 1]]), [[2 / 3, -2 / 3]], rtol=1e-6)
-
-
-def test_the_mean_of_what_is_masked_in():
-    assert masked_mean(np.array([3.0, 9.0]), np.array([1, 0])) == 3
-    assert masked_mean(np.array([3.0, 9.0]), np.array([1, 1])) == 6 and masked_mean(np.ones(2), np.zeros(2)) == 0
 
 
 def test_reward_scale_and_whitening_by_hand():

@@ -137,7 +137,8 @@ def test_a_pair_as_an_example_and_its_halves_by_hand():
 def test_a_draw_is_no_hit():
     (pair,) = pairs_of(np.random.default_rng(0), 1)
     batch = rows_of([pair], 20)
-    same = {**batch, "response": np.where(batch["pair_weights"] + batch["win"] > 0, 1.0, 0.0), "reference": batch["response"] * 0}
+    first = (batch["pair_weights"] + batch["win"] > 0).astype(np.float32)  # of each half one token counts
+    same = {**batch, "response": first, "reference": 0 * first}
     _, metrics = pair_loss(settings(), np.full(batch["tokens"].shape, -1.0, np.float32), same, 1)
     assert [metrics[name] for name in ("accuracy", "policy_accuracy", "reference_accuracy", "margin")] == [0, 0, 0, 0]
 
