@@ -180,6 +180,7 @@ def test_a_pipe_that_is_no_text_is_one_sentence():
         (["--checkpoint={models}/reward"], "holds a reward model; give --checkpoint a policy"),
         (["--checkpoint={models}/policy", "--evaluator={models}/policy"], "holds a policy; give --evaluator a reward model"),
         (["--checkpoint={models}/policy", "--temperature=0", "--samples=2"], "--temperature=0 draws the same solution"),
+        (["--checkpoint={models}/policy", "--temperature=nan"], '"--temperature" is nan; give a finite number'),
         (["--checkpoint={models}/policy", "--samples=x"], "argument --samples: invalid int value"),
         (["--checkpoint={models}/policy", "--samples=0"], "--samples and --max-new-tokens must be at least 1"),
         (["--checkpoint={models}/policy", "--max-new-tokens=128"], "leaves no room for a problem: the model has 128 positions"),

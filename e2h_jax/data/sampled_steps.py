@@ -17,6 +17,7 @@ import numpy as np
 
 from e2h_jax.data.steps import EncodedSolution, split_steps
 from e2h_jax.data.templates import Template
+from e2h_jax.data.tokenizer import end_ids
 
 _PARTIAL = "\ufffd"  # what a part of a character decodes to
 
@@ -36,7 +37,10 @@ def locate(tokenizer: Any, prompt: np.ndarray, tokens: np.ndarray, template: Tem
     """
     if tokenizer not in _decoders:
         _decoders[tokenizer] = _Decoder(tokenizer)
-    text, starts, ends = _decoders[tokenizer].spans(np.asarray(tokens).tolist())
+    written = np.asarray(tokens).tolist()
+    if written and written[-1] in end_ids(tokenizer, template):  # it has no text, special token or not
+        written.pop()
+    text, starts, ends = _decoders[tokenizer].spans(written)
     text = template.until_stop(text)
     paragraphs = template.paragraphs(text)
     closings = [paragraph.end for paragraph in paragraphs]

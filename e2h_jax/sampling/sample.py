@@ -24,7 +24,7 @@ from e2h_jax.data.records import read_many, select_levels
 from e2h_jax.data.steps import encode_continuations
 from e2h_jax.data.storage import ShardWriter, check_same, digest
 from e2h_jax.data.templates import Template, get_template
-from e2h_jax.data.tokenizer import load_tokenizer
+from e2h_jax.data.tokenizer import decode_solution, end_ids, load_tokenizer
 from e2h_jax.errors import UserError
 from e2h_jax.metrics import MetricsWriter
 from e2h_jax.models import store
@@ -95,7 +95,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
                 requests.append(Request(problem["id"], tokens, missing))
         began = time.perf_counter()
         lengths = [len(request.tokens) for request in requests]
-        ends = end_tokens(tokenizer, template)
+        ends = end_ids(tokenizer, template)
         kernel = make_kernel(config, graph, model_config, params, mesh, ends, max(lengths, default=0), taken=True)
         kernel.compile(lengths)
         roofline = Roofline(kernel)
@@ -111,7 +111,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
             ) as bar,
         ):
             for round_ in draw(kernel, requests, stop_texts(tokenizer, template)):
-                writer.write(_records([d for d in round_.drawn if d.group in mine], tokenizer, template))
+                writer.write(_records([d for d in round_.drawn if d.group in mine], tokenizer, template, ends))
                 sums["kept"] += sum(len(drawn.tokens) for drawn in round_.drawn)
                 sums["stopped"] += sum(drawn.stopped for drawn in round_.drawn)
                 sums["computed"] += round_.steps * kernel.groups * kernel.rows
@@ -257,29 +257,26 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError("config.temperature=0 draws the same solution every time; set config.samples=1")
 
 
-def _records(drawn: list[Drawn], tokenizer, template: Template) -> list[dict]:
-    texts = [tokenizer.decode(sample.tokens, skip_special_tokens=True) for sample in drawn]
+def _records(drawn: list[Drawn], tokenizer, template: Template, ends: tuple[int, ...]) -> list[dict]:
     return [
         {
             "problem_id": sample.problem_id,
             "sample": sample.sample,
-            "text": template.until_stop(text),
+            "text": decode_solution(tokenizer, sample.tokens, template, ends),
             "finish": "stop" if sample.stopped else "length",
             "logprob": float(sample.logprobs.astype(np.float64).sum()),
         }
-        for sample, text in zip(drawn, texts, strict=True)
+        for sample in drawn
     ]
 
 
-def end_tokens(tokenizer, template: Template) -> tuple[int, ...]:
-    """EOS, and the template's stop texts that are special tokens (such as <|im_end|>): the device stops at them."""
-    special = {tokenizer.convert_ids_to_tokens(i): i for i in tokenizer.all_special_ids}
-    return (tokenizer.eos_token_id, *sorted({special[s] for s in template.stop if s in special} - {tokenizer.eos_token_id}))
-
-
 def stop_texts(tokenizer, template: Template) -> Callable[[np.ndarray], int | None] | None:
-    """For `draw`: how many tokens of a row to keep, up to the one that completes a stop text; None where there is none yet."""
-    stops = [text for text in template.stop if text not in tokenizer.all_special_tokens]
+    """For `draw`: how many tokens of a row to keep, up to the one that completes a stop text; None where there is none yet.
+
+    Stop texts that are tokens of their own are left out: rows end at those on the device, see `end_ids`.
+    """
+    ended = {tokenizer.convert_ids_to_tokens(index) for index in end_ids(tokenizer, template)}
+    stops = [text for text in template.stop if text not in ended]
     if not stops:
         return None
     # A row is asked about after every dispatch, so the end of it is enough: a byte of a stop text is one token at most.
