@@ -10,7 +10,6 @@ compare the rollouts of one question with each other instead. The answers of har
 from the evaluator alone.
 """
 
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -131,6 +130,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         validated = None
         if config.validation.problems:
             validated = validation.Validation(config.validation, config.template, workdir, pool)
+        best = validation.Best(workdir, validated)
         drawing = [models.graph, models.config, models.policy.params, mesh, tokenizer, template]
         with naming("config.sample."):
             sampler = Sampler(_drawing(config), *drawing, questions)
@@ -148,11 +148,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
             rollouts, _ = greedy.draw(validated.problems, [0])
             greedy.kernel.release()
             accuracy = validated.record(step, {rollout.problem["id"]: rollout.text for rollout in rollouts})
-            if step and validated.best(first=1) == step:
-                models.save(workdir / "best", tokenizer)
+            if step:
+                best.offer(step, lambda folder: models.save(folder, tokenizer), checkpoints.steps())
             return {f"validation/{name}": value for name, value in accuracy.items()}
 
         start, state = checkpoints.restore(models.state())
+        best.resume(start)
         if start:
             models.restore(state)
         sampler.kernel.update(models.policy.params)
@@ -205,9 +206,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     # The checkpoint is on disk. Also a signal that came during the last step, or while it was written, ends the stage.
     stop(interrupted(last=True))
     if not validated:
-        models.save(workdir / "best", tokenizer)
-    _publish(workdir)
-    return _summary(validated) | metrics | seconds.total
+        best.offer(finished, lambda folder: models.save(folder, tokenizer), ())
+    return _summary(validated, best.publish()) | metrics | seconds.total
 
 
 def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) -> Iterator[Program]:
@@ -296,23 +296,13 @@ def _drawing(config: ml_collections.ConfigDict, **changes) -> ml_collections.Con
     return drawing
 
 
-def _summary(validated: validation.Validation | None) -> dict[str, float]:
-    """Accuracy at the beginning, at the best step, and which that was."""
+def _summary(validated: validation.Validation | None, best: int) -> dict[str, float]:
+    """Accuracy at the beginning and at the step whose model is published, and which that is."""
     if validated is None:
         return {}
-    best = validated.best(first=1)
     found = {"start": validated.accuracy(0), "best": validated.accuracy(best)}
     accuracies = {f"{when}/{name}": value for when, values in found.items() for name, value in values.items()}
     return accuracies | {"best_step": best}
-
-
-def _publish(workdir: Path) -> None:
-    """best/ becomes the stage's model/ (and adapter/); after an interruption, what of it is still to be moved."""
-    if jax.process_index() == 0 and (best := workdir / "best").exists():
-        for part in best.iterdir():
-            shutil.rmtree(workdir / part.name, ignore_errors=True)
-            part.rename(workdir / part.name)
-        best.rmdir()
 
 
 def _check(config: ml_collections.ConfigDict) -> None:

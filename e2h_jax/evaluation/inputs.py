@@ -1,7 +1,7 @@
 """From records to arrays: problems, a generator's samples and their scores, joined, checked for gaps, and graded."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,10 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from e2h_jax.data.records import has_answer, read_many, read_records
+from e2h_jax.data.templates import get_template, recorded_template
 from e2h_jax.errors import UserError, nearest
 from e2h_jax.grading import extract_answer, grade, group_answers
 
-_GENERATOR_FIELDS = ("samples", "greedy", "scored")
+_GENERATOR_FIELDS = ("samples", "greedy", "scored", "template")
 
 # Named like an evaluator: the control that re-ranks by the generator's own log-probability.
 LIKELIHOOD = "likelihood"
@@ -55,11 +56,12 @@ def read_generator(
 ) -> Generator:
     """Reads and grades what the config names for one generator.
 
-    A sample has the answer that `extract_answer` finds in its text, also when it was cut off by length after writing
-    it; without one it casts no vote and is wrong. An undecided verdict counts as wrong, and is counted.
+    A sample has the answer that its template finds in its text, also when it was cut off by length after writing it; without
+    one it casts no vote and is wrong. An undecided verdict counts as wrong, and is counted.
 
     Args:
-      paths: samples, greedy (files or folders, "" for none), scored {evaluator: file or folder}.
+      paths: samples, greedy (files or folders, "" for none), scored {evaluator: file or folder}, template (in which they are
+        written; "" = the one that `sample` recorded beside them, else "any": a section, or a box).
       max_samples: the first so many samples of each problem; 0 for all.
       rules: of grading, which also tell which answers share their votes.
 
@@ -68,7 +70,7 @@ def read_generator(
     """
     where = f"config.generators.{name}"
     _check_paths(where, paths)
-    samples_path, greedy_path = paths.get("samples", ""), paths.get("greedy", "")
+    samples_path, greedy_path, template = (paths.get(field, "") for field in ("samples", "greedy", "template"))
     scored_paths = paths.get("scored", {})
     if not samples_path and not greedy_path:
         raise UserError(f"{where}: neither samples nor greedy is given; name at least one file.")
@@ -80,10 +82,12 @@ def read_generator(
     drawn: list[list[dict]] = []
     if greedy_path:
         drawn = _group(greedy_path, problems, 1)
-        greedy = _grade(problems, drawn, counts, rules, f"grading {name} greedy")[0][:, 0]
+        extract = _extractor(where, template, greedy_path)
+        greedy = _grade(problems, drawn, extract, counts, rules, f"grading {name} greedy")[0][:, 0]
     if samples_path:
         samples = _group(samples_path, problems, max_samples)
-        correct, answers = _grade(problems, samples, counts, rules, f"grading {name} samples")
+        extract = _extractor(where, template, samples_path)
+        correct, answers = _grade(problems, samples, extract, counts, rules, f"grading {name} samples")
         logprobs = [[sample["logprob"] for sample in row] for row in samples]
         if not any(value is None for row in logprobs for value in row):
             logprob = np.array(logprobs, dtype=np.float64)
@@ -106,9 +110,21 @@ def _check_paths(where: str, paths: ConfigDict) -> None:
             raise UserError(f'{where}.scored must name an evaluator for its file, such as {{"prm": "…"}}, not {value!r}.')
         for path in value.values() if entry == "scored" else (value,):
             if not isinstance(path, str):
-                raise UserError(f"{where}.{entry} must hold paths as texts, not {path!r}.")
+                what = "a template's name as text" if entry == "template" else "paths as texts"
+                raise UserError(f"{where}.{entry} must hold {what}, not {path!r}.")
     if LIKELIHOOD in paths.get("scored", {}):
         raise UserError(f'{where}.scored: "{LIKELIHOOD}" is the name of the control by log-probability; choose another.')
+
+
+def _extractor(where: str, template: str, path: str) -> Callable[[str], str | None]:
+    """What finds the final answer in the texts of `path`, which are written in `template`, see `read_generator`."""
+    if template and template != "any":
+        try:
+            return get_template(template).extract_answer
+        except UserError as error:
+            raise UserError(f"{where}.template: {str(error).removeprefix('template: ')}") from None
+    recorded = None if template else recorded_template(path)
+    return recorded.extract_answer if recorded else extract_answer
 
 
 def _group(path: str, problems: Sequence[dict], max_samples: int) -> list[list[dict]]:
@@ -131,7 +147,12 @@ def _group(path: str, problems: Sequence[dict], max_samples: int) -> list[list[d
 
 
 def _grade(
-    problems: Sequence[dict], samples: Sequence[Sequence[dict]], counts: dict[str, int], rules: str, title: str
+    problems: Sequence[dict],
+    samples: Sequence[Sequence[dict]],
+    extract: Callable[[str], str | None],
+    counts: dict[str, int],
+    rules: str,
+    title: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns verdicts bool [P, N] and answer numbers int [P, N]; adds to `counts`, to every sample its answer and verdict."""
     correct = np.zeros((len(problems), len(samples[0])), dtype=bool)
@@ -142,7 +163,7 @@ def _grade(
     with Progress(*columns, console=console, disable=console.is_jupyter) as progress:
         task = progress.add_task(title, total=correct.size)
         for row, (problem, drawn) in enumerate(zip(problems, samples, strict=True)):
-            given = [extract_answer(sample["text"]) for sample in drawn]
+            given = [extract(sample["text"]) for sample in drawn]
             answers[row] = group_answers(given, rules)
             for column, (sample, answer) in enumerate(zip(drawn, given, strict=True)):
                 verdict = grade(answer, problem["answer"], rules)

@@ -123,6 +123,33 @@ def test_a_cut_run_goes_on_to_the_bit(bandit, whole, monkeypatch, tmp_path):
     assert_same(parameters(workdir / "model"), parameters(whole[0] / "model"))
 
 
+def test_the_published_model_is_the_one_that_the_summary_names(bandit, monkeypatch, tmp_path):
+    """Killed after a better model was kept and before the next checkpoint; graded anew, that step is no better."""
+    config = config_of(bandit, steps=4, checkpoint_every=2, validation__every=1)
+    graded = {}
+    record, learn = ppo.validation.Validation.record, ppo.learn
+
+    def recorded(self, step, texts):
+        record(self, step, texts)
+        return self.history[-1]["accuracy"].update(all=graded[step]) or self.history[-1]["accuracy"]
+
+    def dies(experience, models, config, step):
+        if step == 4:
+            raise RuntimeError("killed")
+        return learn(experience, models, config, step)
+
+    monkeypatch.setattr(ppo.validation.Validation, "record", recorded)
+    graded |= {0: 0.0, 1: 0.5, 2: 0.4, 3: 0.9}
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(ppo, "learn", dies)
+        ppo.run(config, tmp_path)
+    first = parameters(tmp_path / "best" / "1" / "model")
+    graded |= {3: 0.2, 4: 0.3}
+    summary = ppo.run(config, tmp_path)
+    assert (summary["best_step"], summary["best/all"]) == (1, 0.5)
+    assert_same(parameters(tmp_path / "model"), first)
+
+
 def test_told_to_stop_while_it_draws_it_saves_the_step_before(bandit, whole, monkeypatch, tmp_path):
     asked, begun, questions_of = [], [], ppo.questions_of
 

@@ -265,7 +265,7 @@ def broken(pool, tmp_path, case):
         ("no generator", "config.generators is empty"),
         ("nothing given", "config.generators.sft: neither samples nor greedy is given"),
         ("misspelt", 'config.generators.sft.sample: no such field (did you mean "samples"?)'),
-        ("a path", "config.generators.sft must be a group of the fields samples, greedy, scored, not"),
+        ("a path", "config.generators.sft must be a group of the fields samples, greedy, scored, template, not"),
         ("scores without evaluator", "config.generators.sft.scored must name an evaluator for its file"),
         ("no path", "config.generators.sft.samples must hold paths as texts, not 3"),
         ("name of the control", 'config.generators.sft.scored: "likelihood" is the name of the control'),

@@ -152,7 +152,9 @@ def test_what_is_known_of_bos_and_end_tokens_goes_from_model_to_model(tmp_path, 
     description = json.loads((first / "model.json").read_text())
     (first / "generation_config.json").write_text('{"eos_token_id": [7, 2]}')
     for bos in ("tokenizer", None):  # None: as an earlier version wrote it
-        (first / "model.json").write_text(json.dumps({"kind": "policy", "config": description["config"]} | ({"bos": bos} if bos else {})))
+        (first / "model.json").write_text(
+            json.dumps({"kind": "policy", "config": description["config"]} | ({"bos": bos} if bos else {}))
+        )
         store.save(second, "policy", SHAPE, params, load_tokenizer(first))
         assert json.loads((second / "model.json").read_text())["bos"] == (bos or "always")
         again = load_tokenizer(second)

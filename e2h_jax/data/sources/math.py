@@ -17,7 +17,8 @@ from e2h_jax.data.cards import Card
 from e2h_jax.data.records import check_record
 from e2h_jax.data.sources.rows import Hub, Row, read_rows, text_field
 from e2h_jax.data.sources.sentences import solution_steps
-from e2h_jax.data.templates import Template, last_boxed
+from e2h_jax.data.templates import Template
+from e2h_jax.grading.extract import extract_answer
 
 HENDRYCKS = Hub(
     "EleutherAI/hendrycks_math",
@@ -73,7 +74,7 @@ def read_math(
             held = {question_key(text_field(held_row, "problem")) for held_row in rows}
         question = text_field(row, "problem").strip()
         solution = text_field(row, "solution")
-        answer = row.value.get("answer") or last_boxed(solution)
+        answer = row.value.get("answer") or extract_answer(solution, "boxed")
         if not answer or not str(answer).strip():
             card.counts["rows without an answer"] += 1
             continue
