@@ -8,6 +8,7 @@ missing. On several hosts each writes the samples of its own rows.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -254,7 +255,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError("config.samples, config.rows, config.max_new_tokens and config.prompt_bucket must be at least 1")
     if config.rows_per_prompt < 0:
         raise UserError("config.rows_per_prompt must be at least 0 (0 = chosen)")
-    if config.temperature < 0 or not 0 < config.top_p <= 1 or config.top_k < 0 or not 0 <= config.min_p < 1:
+    positive = 0 <= config.temperature < math.inf and 0 <= config.top_k  # NaN is neither
+    if not (positive and 0 < config.top_p <= 1 and 0 <= config.min_p < 1):
         raise UserError("config.temperature and config.top_k must be >= 0, config.top_p in (0, 1] and config.min_p in [0, 1)")
     if config.temperature == 0 and config.samples > 1:
         raise UserError("config.temperature=0 draws the same solution every time; set config.samples=1")

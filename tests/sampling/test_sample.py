@@ -203,7 +203,8 @@ def test_greedy(world, tmp_path):
     [
         ({"temperature": 0.0}, r"temperature=0 draws the same solution every time; set config\.samples=1"),
         ({"temperature": -0.5}, r"config\.temperature"),
-        ({"temperature": float("nan")}, r'"config\.temperature" is nan; give a finite number'),
+        ({"temperature": float("nan")}, r"config\.temperature and config\.top_k must be >= 0"),
+        ({"min_p": float("nan")}, r"config\.min_p in \[0, 1\)"),
         ({"top_p": 0.0}, r"config\.top_p in \(0, 1\]"),
         ({"top_p": 1.5}, r"config\.top_p in \(0, 1\]"),
         ({"top_k": -1}, r"config\.top_k must be >= 0"),
