@@ -4,8 +4,8 @@
     pip install torch==2.13.0
     python benchmarks/sampling.py --tunix=/tmp/tunix/bin/python [--models=tiny,small,135m] [--n=1,4,16,64] [--repeats=3]
 
-Tokens are drawn as `e2h sample` draws them by default (temperature 0.7, of the 20 likeliest); by tunix of all, since its top-k needs
-a top-p. --temperature=1 --top_k=0: of all, by all. N = 1 is greedy. 135m has SmolLM2-135M's shape and vocabulary.
+Tokens are drawn as `e2h sample` draws them by default (temperature 0.7, of the 20 likeliest); by tunix of all, since its top-k
+needs a top-p. --temperature=1 --top_k=0: of all, by all. N = 1 is greedy. 135m has SmolLM2-135M's shape and vocabulary.
 
 Every worker is a process of its own with the model loaded; in each repetition they take turns at the same case, after one
 untimed turn of those that compile. Figures are medians over repetitions, ratios medians of ratios within a repetition.
