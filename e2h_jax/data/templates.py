@@ -14,7 +14,7 @@ describes: `e2h prepare` writes such a file for few-shot prompts, and `get_templ
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -113,9 +113,13 @@ class Template:
         return find(text, self.paragraphs(text), self.answer_header)
 
     def extract_answer(self, text: str) -> str | None:
-        """The final answer as it is written; None when there is none."""
+        """The final answer of a whole solution, as it is written; None when there is none."""
         found = self.find_answer(text)
         return text[found.start : found.stop] if found else None
+
+    def whole(self, problem: Mapping[str, Any], text: str) -> str:
+        """A sampled text behind the `prefix` of its problem, if that has one: a solution is the same text however it came."""
+        return self.join_steps(problem.get("prefix") or "", ()) + text
 
     def answer_paragraphs(self, text: str, found: Sequence[Paragraph]) -> tuple[int, int] | None:
         """Indices in `found` of the first and last paragraph of the final answer's own step; None when there is no answer."""

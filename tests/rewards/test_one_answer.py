@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from answer_cases import ANY, CASES, TAGGED
+from answer_cases import ANY, CASES, CONTINUED, TAGGED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -220,6 +220,39 @@ def test_rewriting_keeps_the_answer(name):
             continue
         for target in TEMPLATES.values():
             assert target.extract_answer(rewrite(text, source, target)) == answer, (text, target.name)
+
+
+@pytest.mark.parametrize("name", ["e2h", "qwen_boxed", "math_shepherd"])
+def test_a_solution_that_goes_on_from_a_beginning_is_one_text(name, tmp_path, tokenizers, monkeypatch):
+    template, rows = get_template(name), [(begun, text, answer) for begun, text, of, answer in CONTINUED if of == name]
+    expected = [answer for *_, answer in rows]
+    problems = [problem(n, answer or "none") | {"prefix": begun} for n, (begun, _, answer) in enumerate(rows)]
+    samples = [sample(n, text) for n, (_, text, _) in enumerate(rows)]
+    assert [template.extract_answer(template.whole(p, s["text"])) for p, s in zip(problems, samples, strict=True)] == expected
+
+    write_records(tmp_path / "problems.jsonl", problems)
+    write_records(tmp_path / "samples" / "samples-00000-of-00001.jsonl", samples)
+    assert evaluated(problems, tmp_path, samples=str(tmp_path / "samples"), template=name) == expected
+    if name != "math_shepherd":
+        assert evaluated(problems, tmp_path, samples=str(tmp_path / "samples")) == expected
+
+    pool = Pool()
+    rounds.judge({p["id"]: p for p in problems}, samples, name, "prod", pool)
+    config = validation.defaults()
+    config.update({"problems": str(tmp_path / "problems.jsonl"), "shown": 0})
+    found = validation.Validation(config, name, tmp_path, pool)
+    found.record(0, {s["problem_id"]: s["text"] for s in samples})
+    assert pool.answers == expected * 2
+
+    monkeypatch.setattr(judge, "GradingPool", Pool)
+    config, none = judge.defaults(), np.zeros(1, np.float32)
+    config.update({"process": "none", "format": "tiers"})
+    with judge.Judge(config, make_mesh((1, 1, 1), jax.devices()[:1]), tokenizers["bpe"], template) as rewards:
+        for (_, text, answer), asked in zip(rows, problems, strict=True):
+            tokens = np.array([*tokenizers["bpe"].encode(text, add_special_tokens=False), 1], np.int32)
+            (shaped,) = rewards([Rollout(asked, 0, np.ones(1, np.int32), tokens, none, none, True, text)])
+            assert shaped.parts["scorable"] == (answer is not None)
+        assert rewards._pool.answers == expected
 
 
 def test_labels_of_the_built_in_curriculum(tmp_path):
