@@ -1,7 +1,7 @@
 """From records to arrays: problems, a generator's samples and their scores, joined, checked for gaps, and graded."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,8 +42,6 @@ def read_problems(path: str) -> list[dict]:
     if not path:
         raise UserError('the field "config.problems" is empty: give the file of the problems that were sampled.')
     problems = read_many(path, "problem")
-    if not problems:
-        raise UserError(f"{path}: no problem in it; give the file of the problems that were sampled.")
     unknown = [problem["id"] for problem in problems if not has_answer(problem)]
     if unknown:
         count = f"{len(unknown)} of {len(problems)} problems have"
@@ -133,10 +131,13 @@ def _extractor(where: str, template: str, path: str) -> Callable[[Mapping, str],
 def _group(path: str, problems: Sequence[dict], max_samples: int) -> list[list[dict]]:
     """Returns the samples of each problem in order, [P][N], the same N for all; leaves out those of other problems."""
     rows: dict[str, list[dict]] = {problem["id"]: [] for problem in problems}
-    for sample in read_many(path, "sample"):
+    records = read_many(path, "sample")
+    for sample in records:
         if sample["problem_id"] in rows:
             rows[sample["problem_id"]].append(sample)
     most = max(map(len, rows.values()))
+    if not most:
+        raise _strangers(path, records, rows)
     wanted = min(most, max_samples) if max_samples else most
     short = [(problem, len(row)) for problem, row in rows.items() if len(row) < max(wanted, 1)]
     if short:
@@ -147,6 +148,15 @@ def _group(path: str, problems: Sequence[dict], max_samples: int) -> list[list[d
             f'("{problem}" has {fewest}); finish sampling{remedy}.'
         )
     return [sorted(row, key=lambda sample: sample["sample"])[:wanted] for row in rows.values()]
+
+
+def _strangers(path: str, records: Sequence[dict], ids: Iterable[str]) -> UserError:
+    """For records of which none is of a problem that is evaluated."""
+    one, other = records[0]["problem_id"], next(iter(ids))
+    return UserError(
+        f'{path}: no problem_id of its {len(records):,} records is the id of a problem (the first is "{one}", the first '
+        f'problem\'s id "{other}"); give the problems that were sampled.'
+    )
 
 
 def _grade(
@@ -184,7 +194,10 @@ def _scores(path: str, samples_path: str, problems: Sequence[dict], samples: lis
     """Returns the step scores of every sample, [P][N][steps]."""
     texts = {(row["problem_id"], row["sample"]): row["text"] for drawn in samples for row in drawn}
     found: dict[tuple[str, int], list[float]] = {}
-    for record in read_many(path, "scored"):
+    records = read_many(path, "scored")
+    if problems and {record["problem_id"] for record in records}.isdisjoint(problem["id"] for problem in problems):
+        raise _strangers(path, records, [problem["id"] for problem in problems])
+    for record in records:
         key = (record["problem_id"], record["sample"])
         if key not in texts:
             continue
@@ -225,6 +238,10 @@ def read_labels(
             raise UserError(f"{path}: record {number} needs {field_}, one of {', '.join(names)}: several have scores.")
         name = record.get("generator", names[0] if names else "")
         key = (record["problem_id"], record["sample"])
+        if not isinstance(name, str):
+            raise UserError(f'{path}: record {number}: field "generator" must be text, not {name!r}.')
+        if key in labels.get(name, ()):
+            raise UserError(f'{path}: record {number} repeats problem "{key[0]}", sample {key[1]}; remove one of them.')
         if key in sampled.get(name, ()):
             labels[name][key] = record["labels"]
     if not any(labels.values()):

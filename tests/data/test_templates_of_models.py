@@ -319,7 +319,7 @@ def test_a_mixture_has_the_stated_shares(tmp_path):
         write_records(tmp_path / f"{name}.jsonl", [record | {"number": n} for n in range(count)])
     parts = {name: {"path": str(tmp_path / f"{name}.jsonl"), "share": share} for name, share in (("prm", 3.0), ("orm", 1.0))}
     config = prepare.defaults().unlock()
-    config.update({"source": "mixture", "name": "oprm", "mixture": parts})
+    config.update({"source": "mixture", "name": "oprm", "mixture": parts, "mixture_by": "records"})
     summary = prepare.run(config, tmp_path / "out")
     records = read_many(tmp_path / "out" / "oprm" / "train", "labelled")
     shares = [sum(record["part"] == name for record in records) for name in ("prm", "orm")]
@@ -328,6 +328,11 @@ def test_a_mixture_has_the_stated_shares(tmp_path):
     config.mixture = {"prm": parts["prm"]}
     with pytest.raises(UserError, match="config.mixture needs two parts or more"):
         prepare.run(config, tmp_path / "out2")
-    config.mixture = {"prm": parts["prm"], "orm": {"path": "x"}}
-    with pytest.raises(UserError, match="config.mixture.orm must be a path and a positive share"):
-        prepare.run(config, tmp_path / "out3")
+    for wrong in ({"path": "x"}, {"path": "x", "share": 0}, {"path": "x", "share": "1"}, {"path": 3, "share": 1}):
+        config.mixture = {"prm": parts["prm"], "orm": wrong}
+        with pytest.raises(UserError, match="config.mixture.orm must be a path and a positive share"):
+            prepare.run(config, tmp_path / "out3")
+    for share in (float("inf"), float("nan"), True):
+        config.mixture = {"prm": parts["prm"], "orm": {"path": "x", "share": share}}
+        with pytest.raises(UserError, match="config.mixture.orm must be a path and a positive share"):
+            prepare.run(config, tmp_path / "out3")
