@@ -213,7 +213,7 @@ _ROWS = [
     ("42", None, None),
     ("The answer is 42.", None, None),
     ("#### 42", None, None),
-    ("# Answer\n\n\ud800", "\ud800", None),
+    ("# Answer\n\n\ufffd", "\ufffd", None),
     ("\u2028# Answer\n\n7", "7", None),
     ("# Answer\n\n…", "…", None),
     ("# Answer\n\n- 4", "- 4", None),

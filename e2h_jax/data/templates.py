@@ -137,6 +137,11 @@ class Template:
             return step.replace(self.answer_header, f"{self.answer_header[:-1]} {self.answer_header[-1:]}")
         return hide_sections(step, self.answer_header)
 
+    def writes_like(self, other: "Template") -> bool:
+        """Whether solutions read the same in both, whatever stands before them and wherever they stop."""
+        aside = {"name": "", "prompt": "", "special": (), "stop": ()}
+        return replace(self, **aside) == replace(other, **aside)
+
     def until_stop(self, text: str) -> str:
         """The text before the first stop string."""
         ends = [at for stop in self.stop if (at := text.find(stop)) >= 0]
@@ -224,6 +229,16 @@ def recorded_template(path: str | Path) -> Template | None:
     path = Path(path)
     record = (path if path.is_dir() else path.parent) / RECORD
     return get_template(str(record)) if record.is_file() else None
+
+
+def check_written(path: str | Path, template: Template, field: str) -> None:
+    """Raises UserError if `sample` has recorded that the texts in `path` are written in another format than `template`."""
+    recorded = recorded_template(path)
+    if recorded and not recorded.writes_like(template):
+        name = recorded.name if recorded.name in TEMPLATES else Path(path) / RECORD
+        raise UserError(
+            f'{path}: these samples were drawn in the template "{recorded.name}", not "{template.name}"; set {field}={name}.'
+        )
 
 
 def get_template(name: str) -> Template:
