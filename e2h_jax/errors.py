@@ -50,3 +50,12 @@ def full_disk(error: BaseException | None) -> str | None:
             )
         error = error.__cause__ or error.__context__
     return None
+
+
+def denied(error: BaseException | None) -> str | None:
+    """The sentence for a file or folder that this user may not read or write; None for any other error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+            return f"{error.filename}: {error.strerror.lower()}; change its permissions, or give another file or folder."
+        error = error.__cause__ or error.__context__
+    return None

@@ -55,7 +55,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         graph, model_config, params, frozen = lora.load(config, mesh, "policy")
     else:
         tokenizer = load_tokenizer(config.tokenizer)
-        model_config = _fresh(config, len(tokenizer))
+        largest = max(tokenizer.get_vocab().values())
+        model_config = _fresh(config, largest + 1)
+        store.check_ids(largest, model_config, config.tokenizer)
         (graph, params), frozen = store.create("policy", model_config, mesh, config.seed), None
 
     # The data: one example per solution, EOS at its end.

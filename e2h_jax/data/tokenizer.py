@@ -40,8 +40,8 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise UserError(f"tokenizer: there is no folder {folder}{nearest(path.name, names)}.")
     try:
         tokenizer = _transformers().AutoTokenizer.from_pretrained(str(folder), local_files_only=local)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        what = "the folder holds none" if local else "there is neither a folder nor a Hub entry of this name"
+    except Exception as error:  # the tokenizers library has no class of its own
+        what = "the folder holds none that can be read" if local else "there is neither a folder nor a Hub entry of this name"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"tokenizer: cannot load {folder}; {what} ({reason}).") from error
     if not tokenizer.is_fast:

@@ -233,7 +233,7 @@ def test_several_workdirs_and_one_that_lost_its_samples(run_folder, tmp_path):
 
 
 def test_the_command(run_folder, tmp_path, capsys):
-    assert command.main(["show", f"--workdir={run_folder}", f"--output={tmp_path}/r.html"]) == 0
+    assert command.main(["show", str(run_folder), f"--output={tmp_path}/r.html"]) == 0
     assert capsys.readouterr().out.rstrip().endswith(f"{tmp_path}/r.html")
     assert command.main(["show", "--help"]) == 0
     assert "opens from disk" in capsys.readouterr().out
@@ -245,6 +245,11 @@ def test_the_command(run_folder, tmp_path, capsys):
         ([], "--workdir=DIR is missing"),
         (["--workdri=x"], 'there is no flag "--workdri=x" (did you mean "--workdir"?)'),
         (["--workdir={tmp}/none"], "none: there is no such folder"),
+        (["{tmp}/none"], "none: there is no such folder"),
+        (["{run}", "--workdir={run}"], "names the same folder twice"),
+        (["--workdir="], "--workdir is empty"),
+        (["{run}", "--output="], "--output is empty"),
+        (["{run}", "--problem", " "], "--problem is empty"),
         (["--workdir={tmp}"], "no config.json in it"),
         (["--workdir={run}", "--workdir={run}"], "names the same folder twice"),
         (["--workdir={run}", "--problem=p/9"], 'there is no problem "p/9" (did you mean "p/2"?)'),
