@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from e2h_jax.algorithms import ppo
+from e2h_jax.algorithms import ppo, presets
 from e2h_jax.errors import UserError
 from e2h_jax.models import store
 from e2h_jax.parallel.mesh import make_mesh
@@ -31,15 +31,18 @@ def small(monkeypatch, request):
         monkeypatch.setattr(ppo, "make_mesh", one_device)
 
 
-def config_of(bandit, **fields):
+def config_of(bandit, preset=presets.ppo, **fields):
     config = ppo.defaults().unlock()
-    config.update(init=bandit.policy, value_init=bandit.policy, questions=bandit.validation, steps=20, questions_per_step=4)
-    config.update(minibatches=8, length=32, forward_rows=8, update_rows=8, checkpoint_every=3, whiten_rewards="none")
+    config.update(preset())
+    config.update(init=bandit.policy, questions=bandit.validation, steps=20, questions_per_step=4)
+    config.update(minibatches=8, length=32, forward_rows=8, update_rows=8, checkpoint_every=3)
     config.sample.update({"samples": 32, "max_new_tokens": 6, "temperature": 1.0, "rows": 64, "prompt_bucket": 16})
     config.reward.update({"process": "none", "grade_workers": 1})
     config.kl.coef = 1e-3
     config.validation.update({"problems": bandit.validation, "every": 5, "shown": 1})
-    config.optimizer.learning_rate, config.value_optimizer.learning_rate = 5e-3, 1e-2
+    config.optimizer.learning_rate = 5e-3
+    if preset is presets.ppo:
+        config.value_init, config.value_optimizer.learning_rate = bandit.policy, 1e-2
     for name, value in fields.items():
         group, _, field = name.rpartition("__")
         (config[group] if group else config)[field] = value
@@ -219,8 +222,7 @@ def test_the_rollouts_of_a_step_that_is_not_finite_are_kept(bandit, monkeypatch,
 
 
 def test_group_advantages_solve_it_too(bandit, tmp_path):
-    grpo = {"advantage": "grpo", "kl__place": "loss", "kl__estimator": "k3", "loss_mean": "sequences"}
-    summary = ppo.run(config_of(bandit, whiten_advantages="none", **grpo), tmp_path)
+    summary = ppo.run(config_of(bandit, presets.grpo), tmp_path)
     logged = metrics(tmp_path)
     assert summary["best/all"] == 1.0
     assert "value_loss" not in logged[-1]
@@ -284,7 +286,11 @@ def test_eight_devices_are_one(bandit, whole, tmp_path):
         ({"reward__process": "min"}, "config.reward.model is empty"),
         ({"length": 10}, "11 tokens, more than config.length=10"),  # before a rollout is that long
         ({"lam": 1.5}, "config.lam=1.5 must be from 0 to 1"),
-        ({"value_warmup": 1, "advantage": "grpo"}, "no value model"),
+        ({"value_warmup": 1, "advantage": "grpo", "whiten_advantages": "none"}, "no value model"),
+        ({"advantage": "grpo"}, "config.whiten_advantages=batch undoes .*configs/rl/grpo.py"),
+        ({"kl__place": "loss"}, "config.kl.estimator=k1 .*config.kl.estimator=k2"),
+        ({"kl__target": 0.1, "kl__horizon": 25}, "config.kl.horizon=25 .* the 128 rollouts"),  # 4 questions, 32 samples
+        ({"value_warmup": 20}, "config.value_warmup=20 leaves the policy none of config.steps=20"),
         ({"reward__grade_workers": -1}, "config.reward.grade_workers=-1"),
         ({"kl__quantize": "int4"}, "config.kl.quantize='int4'"),
         ({"sample__rows": 0}, "config.sample.rows"),
