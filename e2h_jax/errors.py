@@ -32,7 +32,8 @@ def naming(prefix: str, outside: Iterable[str] = ("mesh",)) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(re.sub(rf"config\.(?!(?:{'|'.join(outside)})\b)", prefix, str(error))) from None
+        but = rf"(?!(?:{'|'.join(outside)})\b)" if outside else ""
+        raise UserError(re.sub(rf"config\.{but}", prefix, str(error))) from None
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

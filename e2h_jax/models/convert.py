@@ -58,16 +58,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
 
     Raises UserError for whatever is missing, damaged or unsupported in the source, each in a sentence of its own.
     """
-    if not config.source:
-        raise UserError("config.source is empty; name a model of the Hugging Face Hub or a folder")
-    if config.to not in ("model", "huggingface"):
-        raise UserError(f"config.to={config.to!r} must be model or huggingface")
-    if config.dtype not in ("", *DTYPES):
-        raise UserError(f"config.dtype={config.dtype!r} must be empty or one of {', '.join(DTYPES)}")
-    if config.remat not in store.REMATS:
-        raise UserError(f"config.remat={config.remat!r} must be one of {', '.join(store.REMATS)}")
-    if config.shard_gb <= 0:
-        raise UserError("config.shard_gb must be above 0")
+    check_values(config)
     target = Path(workdir) / config.to
     if target.exists():
         # Written by a run that was killed before the stage could be said to be done?
@@ -85,6 +76,20 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         finally:
             alone.shutdown(wait=False)  # told to stop, this process ends at once, and the other with it
     return (_import if config.to == "model" else _export)(config, target)
+
+
+def check_values(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for values that make no sense, before any file is read: a recipe asks all its stages first."""
+    if not config.source:
+        raise UserError("config.source is empty; name a model of the Hugging Face Hub or a folder")
+    if config.to not in ("model", "huggingface"):
+        raise UserError(f"config.to={config.to!r} must be model or huggingface")
+    if config.dtype not in ("", *DTYPES):
+        raise UserError(f"config.dtype={config.dtype!r} must be empty or one of {', '.join(DTYPES)}")
+    if config.remat not in store.REMATS:
+        raise UserError(f"config.remat={config.remat!r} must be one of {', '.join(store.REMATS)}")
+    if config.shard_gb <= 0:
+        raise UserError("config.shard_gb must be above 0")
 
 
 def _alone() -> None:

@@ -54,16 +54,13 @@ def defaults() -> ml_collections.ConfigDict:
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     """Writes `workdir/scored-*.jsonl`: each sample with its `step_scores`. Raises UserError for bad settings or data."""
     workdir = Path(workdir)
-    if not config.model:
-        raise UserError("config.model is empty; name the model/ folder of a finished stage")
-    check(config)
+    check_values(config)
     if store.load_config(config.model)[0] != "reward":  # `load` would give a policy a fresh head, for training
         raise UserError(
             f"{config.model} holds a policy model where a reward model is needed "
             "(an evaluator of the Hub becomes one by `e2h convert --config.reward=…`)"
         )
     mesh = make_mesh(config.mesh)
-    check_batch(config, mesh)
     graph, model_config, params = store.load_frozen(Path(config.model), mesh, "reward", config.dtype, config.quantize)
     reads = {"template": "e2h", "read_at": "separator_last"} | store.load_reads(config.model)
     for name in reads:
@@ -171,6 +168,14 @@ def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) ->
     rows, unit = batch_rows(config.tokens_per_batch, length, axis_size(mesh, "batch")), Unit("1M scored tokens", 1e6)
     runs = unit.tokens / (rows * length)
     yield from Scorer(graph, params, mesh).programs(rows, length, {"parameters": params}, unit, runs)
+
+
+def check_values(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for values that make no sense, before any file is read: a recipe asks all its stages first."""
+    if not config.model:
+        raise UserError("config.model is empty; name the model/ folder of a finished stage")
+    check(config)
+    check_batch(config, make_mesh(config.mesh))
 
 
 def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:

@@ -276,6 +276,20 @@ def test_mistakes_are_one_sentence(run_folder, tmp_path, capsys, arguments, sent
     assert sentence in capsys.readouterr().err
 
 
+def test_solutions_that_have_changed_since_are_told(run_folder, tmp_path, capsys):
+    """The tables are results.json's, the solutions are graded anew: undecided here and not there, say."""
+    shutil.copytree(run_folder, tmp_path / "run")
+    show.write([tmp_path / "run"])
+    assert part(tmp_path / "run" / "report.html", "core")["evaluations"][0]["note"] == ""
+    results = json.loads((tmp_path / "run" / "evaluate" / "results.json").read_text())
+    name = next(iter(results["graded"]))
+    results["graded"][name]["undecided"] += 1
+    write_json(tmp_path / "run" / "evaluate" / "results.json", results)
+    show.write([tmp_path / "run"])
+    note = part(tmp_path / "run" / "report.html", "core")["evaluations"][0]["note"]
+    assert f"The solutions of {name} have changed since, or are graded differently now" in note
+
+
 def test_a_workdir_with_nothing_in_it_yet(tmp_path):
     write_json(tmp_path / "config.json", {"stage": "prepare", "config": {}})
     with pytest.raises(UserError, match="nothing to show yet"):

@@ -79,6 +79,12 @@ def read(folder: Folder) -> Evaluation:
     except UserError as error:
         summary["note"] = f"The problems and their solutions are left out: {error}"
         return Evaluation(summary, {})
+    graded = summary["graded"]
+    if changed := [g.name for g in generators if any(graded[g.name].get(k, v) != v for k, v in g.counts.items())]:
+        summary["note"] = (
+            f"The tables are as {path} has them. The solutions of {', '.join(changed)} have changed since, or are graded "
+            "differently now: what is shown of single problems does not add up to the tables; evaluate again."
+        )
     levels = [problem["level"] for problem in problems]
     groups = {
         "easy": np.isin(np.array(levels, dtype=object), list(config.easy_levels)),
