@@ -97,7 +97,7 @@ def assignments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
       UserError: a field without "=", as if its value were the next word.
     """
     assigned, rest = [], []
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=False):
         if not (field := re.match(r"--?config\.", argument)):
             rest.append(argument)
             continue

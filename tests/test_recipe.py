@@ -6,7 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from e2h_jax import main, recipe, stage
-from e2h_jax.config import override
+from e2h_jax.config import load_file, override
 from e2h_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -260,6 +260,14 @@ def test_stages_that_the_quickstart_has_not(name, fields, sentence):
     with pytest.raises(UserError) as error:
         stage.load(name).check_values(config)
     assert sentence in str(error.value)
+
+
+def test_a_file_that_an_earlier_stage_writes_is_no_mistake():
+    """Of all stages that the quickstart has, and of scoring with a template that an earlier stage makes."""
+    config = load_file(f"{ROOT}/configs/quickstart.py").unlock()
+    config.score_prm.template = "{run}/few_shot/template.json"
+    for name in config.stages:
+        recipe._check_values(config, name)
 
 
 def test_every_stage_can_be_asked():

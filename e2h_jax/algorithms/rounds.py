@@ -111,7 +111,8 @@ def check_files(config: ml_collections.ConfigDict) -> None:
             if found != kind:
                 raise UserError(f"config.{field}={folder} holds a {found} model where a {kind} model is needed")
             check_model(mesh, model_config, folder)
-    get_template(config.template)  # raises
+    for template in filter(None, (config.template, config.score.template)):
+        get_template(template)  # raises
     questions = read_many(config.questions, "problem")
     if not questions:
         raise UserError(f"config.questions={config.questions} holds no question")

@@ -92,13 +92,13 @@ def check_values(config: ConfigDict) -> None:
         raise UserError(
             f'config.source="{config.source}" is unknown{nearest(config.source, known)}; there are: {", ".join(known)}.'
         )
-    entry, preset = CATALOG[config.source], defaults()
+    entry, given, preset = CATALOG[config.source], config.to_dict(), defaults().to_dict()
     if config.records and config.records not in entry.kinds:
         raise UserError(
             f'config.records="{config.records}": of {config.source} only {", ".join(entry.kinds)} records can be made.'
         )
     for field in preset:
-        if field not in (*COMMON, *entry.fields, "arithmetic") and config[field] != preset[field]:
+        if field not in (*COMMON, *entry.fields, "arithmetic") and given[field] != preset[field]:
             raise UserError(f'config.{field} is set, but source "{config.source}" does not read it; leave it out.')
     if wrong := set(config.levels) - {1, 2, 3, 4, 5}:
         raise UserError(f"config.levels={tuple(config.levels)}: a level is 1, 2, 3, 4 or 5, not {min(wrong)}.")

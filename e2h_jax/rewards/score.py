@@ -196,6 +196,4 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError("config.tokens_per_batch and config.length_bucket must be at least 1, config.row_length at least 0")
     if config.too_long not in ("error", "zero"):
         raise UserError(f"config.too_long={config.too_long!r} must be error or zero")
-    if config.template:
-        get_template(config.template)  # raises
     store.check(config.dtype, config.quantize)
