@@ -24,7 +24,6 @@ import numpy as np
 import tensorstore
 from tqdm import tqdm
 
-from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError
 from e2h_jax.models import arrays, evaluators, hub, store
 from e2h_jax.models.families import FAMILIES, check_types, read_config, write_config
@@ -160,10 +159,10 @@ def _import(config: ml_collections.ConfigDict, target: Path) -> dict:
 
 
 def _check_tokenizer(folder: Path, model_config: LlamaConfig, cropped: int) -> None:
-    """Raises UserError unless the folder's tokenizer can be loaded, and the model has an embedding of each of its ids."""
+    """Raises UserError unless the folder's tokenizer can be read, and the model has an embedding of each of its ids."""
     hub.check_texts(folder)
-    largest = max(load_tokenizer(folder).get_vocab().values())
-    if cropped and largest >= cropped:
+    largest = hub.largest_id(folder)
+    if cropped and largest is not None and largest >= cropped:
         raise UserError(f"config.vocab_size={cropped} cuts off ids of the tokenizer, which go up to {largest}; raise it")
     store.check_ids(largest, model_config, folder)
 

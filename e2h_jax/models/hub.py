@@ -104,6 +104,26 @@ def check_texts(source: Path) -> None:
         )
     for path in (source / name for name in TEXT_FILES if (source / name).exists()):
         read_json(path) if path.suffix == ".json" else check_whole(path)
+    # tokenizer.model counts where it is alone; beside a tokenizer.json it may be of another library.
+    known = (("tokenizer.json", _read_tokenizer), ("tokenizer.model", _read_pieces))
+    for path, read in [(source / name, read) for name, read in known if (source / name).exists()][:1]:
+        try:
+            read(path)
+        except Exception as error:  # neither library has a class of its own
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"{path} holds no tokenizer that can be read ({reason}); download it again.") from None
+
+
+def _read_tokenizer(path: Path) -> int:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(path)).get_vocab_size()
+
+
+def _read_pieces(path: Path) -> int:
+    from sentencepiece import SentencePieceProcessor
+
+    return SentencePieceProcessor(model_file=str(path)).get_piece_size()
 
 
 def copy_texts(source: Path, target: Path) -> None:
@@ -152,10 +172,11 @@ def added_tokens(path: Path) -> dict[str, int]:
 
 
 def largest_id(folder: Path) -> int | None:
-    """The largest id that the tokenizer.json in `folder` can give; None where there is no such file."""
+    """The largest id that the tokenizer in `folder` can give: by tokenizer.json, else tokenizer.model; None without either."""
     path = Path(folder) / "tokenizer.json"
     if not path.exists():
-        return None
+        pieces = path.with_suffix(".model")
+        return _read_pieces(pieces) - 1 if pieces.exists() else None
     vocabulary = (field(read_json(path), "model", "an object", path) or {}).get("vocab", {})
     if isinstance(vocabulary, list):  # of Unigram: a token's place is its id
         ids = [len(vocabulary) - 1]

@@ -73,7 +73,12 @@ BAD = {
     "tokenizer pointer": (write("tokenizer.json", POINTER), r"tokenizer\.json is a pointer of Git LFS"),
     "tokenizer empty": (write("tokenizer.json", ""), r"tokenizer\.json is empty"),
     "tokenizer cut": (cut("tokenizer.json"), r"tokenizer\.json is damaged"),
-    "tokenizer of nothing": (write("tokenizer.json", "{}"), "cannot load .*hub; the folder holds none that can be read"),
+    "tokenizer of nothing": (write("tokenizer.json", "{}"), r"tokenizer\.json holds no tokenizer that can be read"),
+    "tiktoken beside it": (write("tokenizer.model", "IQ== 0"), None),
+    "sentencepiece of nothing": (
+        lambda folder: (folder / "tokenizer.json").rename(folder / "tokenizer.model"),
+        r"tokenizer\.model holds no tokenizer that can be read",
+    ),
     "sentencepiece pointer": (write("tokenizer.model", POINTER), r"tokenizer\.model is a pointer of Git LFS"),
     "settings cut": (cut("tokenizer_config.json"), None),  # shorter than what is cut off
     "settings": (write("tokenizer_config.json", '{"eos'), r"tokenizer_config\.json is damaged"),
