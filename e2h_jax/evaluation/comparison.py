@@ -181,12 +181,13 @@ def quality_rows(
         if labels and evaluator in generator.step_scores:
             row["steps"] = {}
             for group, (mask, _) in groups.main.items():
-                pairs = [
-                    (generator.step_scores[evaluator][problem][index], labels[problem_ids[problem], sample["sample"]])
+                judged_steps = [
+                    (generator.step_scores[evaluator][problem][index], labels[problem_ids[problem], sample["sample"]], problem)
                     for problem in np.flatnonzero(mask)
                     for index, sample in enumerate(generator.samples[problem])
                     if (problem_ids[problem], sample["sample"]) in labels
                 ]
-                row["steps"][group] = quality.step_quality([given for given, _ in pairs], [true for _, true in pairs])
+                columns = [list(column) for column in zip(*judged_steps, strict=True)] or [[], [], []]
+                row["steps"][group] = quality.step_quality(*columns)
         rows.append(row)
     return rows

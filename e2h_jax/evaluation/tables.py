@@ -169,8 +169,9 @@ def _compared(rows: Sequence[Mapping]) -> list[str]:
 
 
 _QUALITY = (
-    "AUC: how often a right one scores above a wrong one. Accuracy: at the threshold of the score (0.5; odds 1), "
-    "raw / balanced between right and wrong ones."
+    "AUC: how often a right one scores above a wrong one, pooled over all problems (and, in brackets, within a problem: the "
+    "mean over the problems that have both; this is what re-ranking needs, for a judge of difficulty alone has 0.5 there). "
+    "Accuracy: at the threshold of the score (0.5; odds 1), raw / balanced between right and wrong ones."
 )
 
 
@@ -210,13 +211,14 @@ def _quality_cells(quality: Sequence[Mapping]) -> tuple[list[str], list[list[str
 
     def cells(judged: Mapping) -> list[str]:
         accuracies = (shown(judged["accuracy"], True), shown(judged["balanced_accuracy"], True))
-        return [shown(judged["auc"], False), "–" if accuracies == ("–", "–") else " / ".join(accuracies)]
+        areas = f"{shown(judged['auc'], False)} ({shown(judged['auc_within'], False)})"
+        return ["–" if judged["auc"] is None else areas, "–" if accuracies == ("–", "–") else " / ".join(accuracies)]
 
     header = [
         "generator",
         "evaluator",
         "judged",
-        *(f"{group} {what}" for group in _GROUPS for what in ("AUC", "accuracy")),
+        *(f"{group} {what}" for group in _GROUPS for what in ("AUC (within)", "accuracy")),
     ]
     body = []
     for row in quality:

@@ -166,6 +166,8 @@ def test_quality_counts_seconds_and_subjects(results):
     assert prm["outcome"]["all"]["right"] == 3
     assert prm["outcome"]["hard"]["last"] == {
         "auc": 1,
+        "auc_within": 1,
+        "auc_problems": 1,
         "accuracy": 0.75,
         "balanced_accuracy": round((1 + 2 / 3) / 2, 6),
     }
@@ -187,6 +189,9 @@ def test_the_files_to_read(pool, results, capsys):
     table = (pool / "out" / "table.md").read_text()
     assert "| sft | 4 | weighted voting, prm (prod) | 100.0 [100.0, 100.0] |" in table
     assert "+100.0 [+100.0, +100.0]" in table
+    # By log-probability p/0 has 4 of 4 pairs in order, p/1 1 of 3; together 9 ½ of 15.
+    control = "| sft | likelihood | solutions, log-probability | 1.000 (1.000) | – | 0.333 (0.333) | – | 0.633 (0.667) | – |"
+    assert control in table
     assert (pool / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert (pool / "again" / "results.json").read_bytes() == (pool / "out" / "results.json").read_bytes()
     lines = [json.loads(line) for line in (pool / "out" / "metrics.jsonl").read_text().splitlines()]

@@ -31,6 +31,8 @@ def test_the_schedule_by_hand():
     np.testing.assert_allclose(values[8], 2 * (0.1 + 0.9 * (1 + np.cos(np.pi / 4)) / 2), rtol=1e-6)
     assert all(a > b for a, b in zip(values[4:], values[5:], strict=False))
     assert float(rate(1000)) == pytest.approx(0.2)
+    rate = optimizers.schedule(config(learning_rate=2.0, warmup_fraction=0.5, final_fraction=0.1), 2)
+    np.testing.assert_allclose([float(rate(step)) for step in range(3)], [2.0, 2.0, 0.2], rtol=1e-6)
 
 
 def test_the_schedule_of_the_original():
