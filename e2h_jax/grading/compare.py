@@ -10,6 +10,7 @@ from e2h_jax.grading.answer import clock, spelled
 from e2h_jax.grading.matrices import as_matrix
 from e2h_jax.grading.relations import approximates, by_component, inequality_of, is_name, links_of, points_of, variable, without
 from e2h_jax.grading.tree import (
+    ONE,
     SCALARS,
     BaseNumeral,
     Bracket,
@@ -26,6 +27,7 @@ from e2h_jax.grading.tree import (
     Quantity,
     Ratio,
     Relation,
+    Residue,
     SetOperation,
     Sum,
     Symbol,
@@ -34,8 +36,9 @@ from e2h_jax.grading.tree import (
     mapped,
     signed,
 )
+from e2h_jax.grading.units import unit_words, units_agree
 from e2h_jax.grading.values import UndecidableError, exact, numerator, ratio_is_constant, same_value, symbols
-from e2h_jax.grading.words import unit_words, units_agree
+from e2h_jax.grading.words import run_together
 
 _MOST_UNMATCHED = 40
 _SAID = {
@@ -59,6 +62,8 @@ def same(one: Node, other: Node) -> bool:
         return _quantities(one, other)
     if type(one) is Builder or type(other) is Builder:
         return _builders(one, other)
+    if type(one) is Residue or type(other) is Residue:
+        return _residues(one, other)
     if type(one) is Text or type(other) is Text:
         return _texts(one, other)
     if type(one) is Relation or type(other) is Relation:
@@ -135,13 +140,33 @@ def _quantities(one: Node, other: Node) -> bool:
     times = [unit_words(u) in (("am",), ("pm",)) for u in (unit, other_unit)]
     if any(times):
         first, second = (clock(node) if type(node) is Ratio else node for node in (first, second))
-    if not units_agree(unit, other_unit):
+    agree = units_agree(unit, other_unit, ONE in (first, second))
+    if agree is False:
         return False
     if type(one) is Relation or type(other) is Relation:
+        equal = _relations(one, other)
+    elif type(first) is Collection and type(second) is Collection:
+        equal = _collections(first, second)
+    else:
+        equal = same(first, second)
+    if equal and agree is None:
+        raise UndecidableError
+    return equal
+
+
+def _residues(one: Node, other: Node) -> bool:
+    """Compares `2 \\pmod 7` with a class, with a relation, or with a number: the one that is written, or the least remainder."""
+    if type(one) is Relation or type(other) is Relation:
         return _relations(one, other)
-    if type(first) is Collection and type(second) is Collection:
-        return _collections(first, second)
-    return same(first, second)
+    if type(one) is Residue and type(other) is Residue:
+        if not same(one.modulus, other.modulus):
+            return False
+        values = exact(one.value), exact(other.value), exact(one.modulus)
+        if None in values or values[2] <= 0:
+            return same(one.value, other.value)
+        return (values[0] - values[1]) % values[2] == 0
+    residue, number = (one, other) if type(one) is Residue else (other, one)
+    return same(residue.value, number) or same(Call("mod", (residue.value, residue.modulus)), number)
 
 
 def _texts(one: Node, other: Node) -> bool:
@@ -153,7 +178,7 @@ def _texts(one: Node, other: Node) -> bool:
         if {type(one), type(other)} <= {Text, Symbol, SetOperation, Bracket}:
             return _as_sets(one, other) is True
         return False
-    return "".join(words[0]) == "".join(words[1])
+    return run_together(words[0]) == run_together(words[1])
 
 
 def _definition(node: Relation) -> Node | None:

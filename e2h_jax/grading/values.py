@@ -137,8 +137,8 @@ def _exact_call(name: str, values: list[Fraction]) -> Fraction:
         return max(values) if name == "max" else min(values)
     if name in ("gcd", "lcm") and integers:
         return Fraction(math.gcd(*whole) if name == "gcd" else math.lcm(*whole))
-    if name == "mod" and integers and whole[1]:
-        return Fraction(whole[0] % whole[1])
+    if name == "mod" and values[1] > 0:
+        return values[0] % values[1]
     if name == "factorial" and integers and 0 <= whole[0] <= 3000:
         return Fraction(_factorial(whole[0]))
     if name == "factorial2" and integers and 0 <= whole[0] <= 2000:
