@@ -7,6 +7,7 @@ from fractions import Fraction
 
 from e2h_jax.grading import latex, sets, words
 from e2h_jax.grading.latex import Token, UnreadableError
+from e2h_jax.grading.layout import arranged
 from e2h_jax.grading.numerals import ONE_SCALES, SCALES, number_in_words
 from e2h_jax.grading.parse import parse
 from e2h_jax.grading.tree import (
@@ -74,7 +75,7 @@ def read(text: str) -> Answer:
     if not cleaned:
         return Answer("", None, problem="empty")
     try:
-        tokens = latex.tokens(cleaned)
+        tokens = arranged(latex.tokens(cleaned))
     except (UnreadableError, ValueError, OverflowError):
         return Answer(re.sub(r"\s+", "", cleaned), None, problem="unparsable")
     spelling = "".join(
@@ -198,7 +199,7 @@ def _numeral(sign: str, digits: str, base: str) -> Node | None:
 def _text(content: str) -> Node:
     """Reads what `\\text{…}` holds when that is the whole answer: `13`, `(A)`, `A, B`, `1:03 PM`, `Monday`."""
     inner = latex.clean(content)
-    tokens = latex.tokens(inner)
+    tokens = arranged(latex.tokens(inner))
     if not tokens:
         raise UnreadableError("empty")
     plain = all(token.kind in ("letter", "word", "other", "(", ")", "-", "'", "!") for token in tokens)

@@ -18,7 +18,6 @@ from e2h_jax.grading.tree import (
     Symbol,
     quotient,
 )
-
 MAX_DEPTH = 40  # brackets within brackets
 
 _CLOSING = {"(": (")", "]"), "[": ("]", ")"), "set(": ("set)",), "{": ("}",)}
@@ -171,7 +170,7 @@ class Atoms:
                     depth += {"{": 1, "}": -1}.get(self.take().kind, 0)
                     if depth == 0:
                         break
-                index = " ".join(t.text for t in self.tokens[start + 1 : self.position - 1])
+                index = self.index(self.tokens[start + 1 : self.position - 1])
             else:
                 index = self.take().text
                 if len(index) == 2 and index.isalpha() and self.kind == "_":  # F_kF_n

@@ -18,6 +18,7 @@ from fractions import Fraction
 from e2h_jax.grading.atoms import FUNCTIONS, SYMBOL_COMMANDS, product_of, transposed
 from e2h_jax.grading.binders import Binders
 from e2h_jax.grading.latex import Token, UnreadableError
+from e2h_jax.grading.layout import RELATIONS
 from e2h_jax.grading.tree import (
     BINDERS,
     SCALARS,
@@ -40,7 +41,6 @@ from e2h_jax.grading.tree import (
     quotient,
 )
 
-_RELATIONS = frozenset(["=", "<", ">", "le", "ge", "ne", "in", "approx", "equiv", "cong"])
 _SET_OPERATIONS = frozenset(["cup", "cap", "setminus"])
 _TIMES = frozenset(["*", "cdot", "times"])
 _ATOMS = frozenset(
@@ -68,7 +68,7 @@ class _Parser(Binders):
             operators.append(self.take().text)
         while True:
             operands.append(self.set_operation())
-            if self.kind not in _RELATIONS:
+            if self.kind not in RELATIONS:
                 break
             operators.append(self.kind)
             self.take()

@@ -164,6 +164,23 @@ def says_only_what(unit: str, one: bool) -> bool:
     return _singular(last) in _UNITS or (not formed and (one or plural or last in _NOUNS))
 
 
+_LETTERS = {"m": "m", "g": "g", "second": "s", "hour": "h", "newton": "N", "joule": "J", "watt": "W", "volt": "V"}
+
+
+def in_letters(unit: str) -> list[tuple[str, int]] | None:
+    """Returns a unit as letters with their powers, as a formula would have it: `m/s^2` as m, 1 and s, -2; else None."""
+    found, sign = [], 1
+    for word in unit_words(unit):
+        if word == "/":
+            sign = -1
+            continue
+        name, _, power = word.partition("^")
+        if name not in _LETTERS:
+            return None
+        found.append((_LETTERS[name], sign * int(power or 1)))
+    return found or None
+
+
 def begins_unit(word: str) -> bool:
     """Returns whether a word after a number can begin the name of what is counted: no preposition, no other number."""
     return word not in NUMBER_WORDS and word not in _SAYS_MORE and word not in _FILLERS

@@ -94,6 +94,8 @@ def _bounded(value: Fraction) -> Fraction:
 
 
 def _exact_power(base: Fraction, exponent: Fraction) -> Fraction:
+    if base == exponent == 0:
+        raise _NotExactError  # indeterminate
     if exponent.denominator == 1:
         if max(base.numerator.bit_length(), base.denominator.bit_length()) * abs(exponent) > MAX_BITS and abs(base) != 1:
             raise _NotExactError
@@ -195,6 +197,15 @@ def _exact_series(node: Call) -> Fraction:
         term = _exact(replaced(body, variable, Number(Fraction(index))))
         total = _bounded(total + term if node.name == "sum" else total * term)
     return total
+
+
+def index_key(node: Node) -> str | None:
+    """Returns a spelling that indices of one value share, `n+1` and `1+n`; None where they are no rational formula."""
+    value = exact(node)
+    try:
+        return str(value) if value is not None else f"{_residue(node, _PRIMES[0]):x}"
+    except (_NotExactError, ZeroDivisionError):
+        return None
 
 
 def _fail() -> int:
