@@ -369,9 +369,10 @@ def _number(text: str, start: int, spaced: bool, top: bool) -> tuple[int, Token]
     if top and (apart := _SPACED.match(text, start)):
         digits = apart[0].replace(" ", "")
         return apart.end(), Token("number", digits, spaced, Fraction(digits))
-    if top and (apart := _POINTS.match(text, start)):
-        digits = apart[0].replace(".", "").replace(",", ".")
-        return apart.end(), Token("number", digits, spaced, Fraction(digits))
+    if apart := _POINTS.match(text, start):
+        written = apart[0] if top else apart[0].partition(",")[0]
+        digits = written.replace(".", "").replace(",", ".")
+        return start + len(written), Token("number", digits, spaced, Fraction(digits))
     match = _NUMBER.match(text, start)
     digits, end = match[0], match.end()
     if "." in digits and (dots := _ELLIPSIS.match(text, end)):
