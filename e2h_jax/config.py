@@ -243,14 +243,19 @@ def fingerprint(config: ConfigDict) -> str:
     return hashlib.sha256(json.dumps(plain(config), sort_keys=True).encode()).hexdigest()
 
 
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Lists the fields in which two plain configs differ, as 'optimizer.steps: 10 -> 20'."""
+def differences(old: Any, new: Any, defaults: Any = None, path: str = "") -> list[str]:
+    """Lists the fields in which two plain configs differ, as 'optimizer.steps: 10 -> 20'.
+
+    `defaults`, plain as well: a field that `old` lacks, and that has its default in `new`, is no difference. An older version
+    of the stage wrote `old`.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
-        absent = "(absent)"
-        names = [*new, *(name for name in old if name not in new)]
-        return [
-            change
-            for name in names
-            for change in differences(old.get(name, absent), new.get(name, absent), f"{path}.{name}" if path else name)
-        ]
+        absent, changes = "(absent)", []
+        defaults = defaults if isinstance(defaults, dict) else {}
+        for name in (*new, *(name for name in old if name not in new)):
+            if name not in old and name in defaults and not differences(defaults[name], new[name]):
+                continue
+            below = f"{path}.{name}" if path else name
+            changes += differences(old.get(name, absent), new.get(name, absent), defaults.get(name), below)
+        return changes
     return [] if old == new and type(old) is type(new) else [f"{path}: {old} -> {new}"]

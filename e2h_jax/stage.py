@@ -4,7 +4,7 @@ A stage is a module with a docstring, `defaults() -> ConfigDict` and `run(config
 Around `run`, `execute` keeps these files in the stage's folder:
 
     config.json    what was asked for: stage, config and its fingerprint; written before the stage starts
-    done.json      what came of it: summary and seconds; there only when the stage has finished
+    done.json      what came of it: summary, seconds and outputs; there only when the stage has finished
     seconds.json   seconds of earlier, interrupted runs (a run ended by kill -9 is not counted)
     metrics.jsonl  of a stage that logs nothing while it runs, the numbers of its summary; tensorboard/ the same
     wandb/         what Weights & Biases keeps, if asked for
@@ -12,8 +12,12 @@ Around `run`, `execute` keeps these files in the stage's folder:
     .examples/     on several hosts: tokenised data, while sft or reward is training
     .lock          held while a process works here, so that no second one does; the lock dies with its process
 
-A finished folder is not run again; an unfinished one is resumed by the stage; one with another config is refused,
-unless the stage has not written anything into it yet (its first start was refused for a mistake in the config, say).
+A finished folder is not run again, and refused when what the stage wrote has been deleted; an unfinished one is resumed by the
+stage; one with another config is refused. A start that the stage refuses, with a UserError before the first line of metrics,
+leaves the folder as it was, so that the mistake can be mended there.
+
+Folders of an older version are taken up where the config is the same but for fields that are new since then and have their
+defaults. A field that has gone, or a default that has changed, is a difference like any other.
 """
 
 import contextlib
@@ -22,10 +26,12 @@ import fcntl
 import importlib
 import json
 import os
+import re
+import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,6 +45,8 @@ from e2h_jax.metrics import wandb_run, write_summary
 from e2h_jax.parallel import hosts
 
 OWN_FILES = {"config.json", "done.json", "seconds.json", "wandb", ".lock", ".compiled", ".examples"}
+# Of a finished stage, what may be deleted: nothing reads it any more.
+SPARE = re.compile(r"checkpoints(-damaged)?|tensorboard|metrics\.jsonl|inputs\.json|data\.json|nan|round-\d+|\..*")
 ONE_HOST = {"prepare", "convert", "labels", "evaluate"}  # stages without a mesh: of several hosts the first one does it all
 
 STAGES = {
@@ -105,15 +113,21 @@ def execute(
         mesh.keep_programs(folder / ".compiled")
     with _lock(folder):
         check_folder(stage, config, folder)
+        asked = read_json(folder / "config.json")
+        identity = {"stage": stage, "fingerprint": fingerprint(config)}
         # A recipe looks at each of its stages every time, so it is never finished as a whole.
         if stage != "recipe" and (done := read_json(folder / "done.json")):
+            if first and asked["fingerprint"] != identity["fingerprint"]:  # a later version's defaults may be others
+                write_json(folder / "config.json", asked | identity | {"config": plain(config)})
             print(f"{folder}: {stage} is done already, skipped (to run it again, delete the folder)")
             return done["metrics"]
+        there = {path.name for path in folder.iterdir()} - OWN_FILES
+        fresh = asked is None or _is_untouched(folder)
+        beside = sorted(there) if asked is None else asked.get("beside", [])
         hosts.wait(f"{folder} begun")  # what all have looked at must not change before
-        identity = {"stage": stage, "fingerprint": fingerprint(config)}
         if first:
-            asked = identity | {"inputs": dict(inputs or {}), "config": plain(config)}
-            write_json(folder / "config.json", asked)
+            begun = identity | {"inputs": dict(inputs or {}), "config": plain(config)}
+            write_json(folder / "config.json", begun | ({"beside": beside} if beside else {}))
         earlier = 0.0 if stage == "recipe" else (read_json(folder / "seconds.json") or {"seconds": 0.0})["seconds"]
         began = time.perf_counter()
         try:
@@ -121,11 +135,15 @@ def execute(
             logged = first and stage != "recipe"  # a recipe's stages are, each on its own
             with wandb_run(stage, plain(config), folder) if logged else contextlib.nullcontext():
                 if first or stage not in ONE_HOST:
-                    metrics = plain(module.run(substitute(config, run) if run is not None else config, folder), "summary")
+                    metrics = module.run(substitute(config, run) if run is not None else config, folder)
+                fresh = False  # it has worked
+                metrics = plain(metrics, "summary")
                 if logged:
                     write_summary(folder, metrics)
-        except BaseException:
+        except BaseException as error:
             if first and stage != "recipe":
+                if isinstance(error, UserError) and fresh and _undo(folder, there):
+                    raise
                 with contextlib.suppress(OSError):  # a full disk, say: what is wrong is told by what is raised
                     write_json(folder / "seconds.json", {"seconds": earlier + time.perf_counter() - began})
             raise
@@ -133,6 +151,7 @@ def execute(
         if first:
             seconds = round(earlier + time.perf_counter() - began, 3)
             outcome = {"run": uuid.uuid4().hex, "seconds": seconds, "metrics": metrics}
+            outcome |= {} if stage == "recipe" else {"outputs": _outputs(folder, beside)}
             write_json(folder / "done.json", identity | outcome)
             (folder / "seconds.json").unlink(missing_ok=True)
         hosts.wait(f"{folder} done")  # nor may another host take up the next stage before
@@ -140,23 +159,68 @@ def execute(
 
 
 def check_folder(stage: str, config: ConfigDict, workdir: str | Path) -> None:
-    """Raises UserError, showing the difference, if `workdir` holds another stage's run or one with another config."""
-    asked = read_json(Path(workdir) / "config.json")
-    if asked is None or _is_untouched(Path(workdir)):
+    """Raises UserError if `workdir` holds another stage's run, another config's, or a finished one whose outputs are gone."""
+    workdir = Path(workdir)
+    asked = read_json(workdir / "config.json")
+    if asked is None:
+        return
+    if "stage" not in asked:  # a model's of the Hub, say
+        raise UserError(f"{workdir}/config.json is not a stage's; give {stage} another --workdir.")
+    if _is_untouched(workdir):
         return
     if asked["stage"] != stage:
         raise UserError(f'{workdir} holds a run of "{asked["stage"]}"; give "{stage}" another --workdir.')
-    if stage != "recipe" and asked["fingerprint"] != fingerprint(config):
-        changes = differences(asked["config"], plain(config))
+    if stage == "recipe":
+        return
+    changes = differences(asked["config"], plain(config), plain(load(stage).defaults()))
+    if changes:
         shown = "; ".join(changes[:6]) + (f"; and {len(changes) - 6} more" if len(changes) > 6 else "")
         raise UserError(f"{workdir} holds a run with another config ({shown}): use another --workdir, or delete it.")
+    if done := read_json(workdir / "done.json"):
+        outputs, found = done.get("outputs"), _outputs(workdir)
+        gone = [f"{name} is" for name, files in (outputs or {}).items() if found.get(name, 0) < files]
+        if gone or outputs is None and not found:  # older versions did not write down what there was
+            what = gone[0] if gone else "all it wrote is"
+            raise UserError(f"{workdir}: {stage} is done, but {what} gone; restore it, or delete the folder to run it again.")
 
 
 def _is_untouched(folder: Path) -> bool:
     """Whether nothing has come of the run in `folder`: it is not finished and has written no file."""
+    asked = read_json(folder / "config.json") or {}
+    left_out = OWN_FILES | set(asked.get("beside", []))
     return not (folder / "done.json").exists() and not any(
-        path.is_file() and path.relative_to(folder).parts[0] not in OWN_FILES for path in folder.rglob("*")
+        path.is_file() and path.relative_to(folder).parts[0] not in left_out for path in folder.rglob("*")
     )
+
+
+def _outputs(folder: Path, beside: Iterable[str] = ()) -> dict[str, int]:
+    """What a stage wrote for others to read: files and folders by name, with the number of files in them that are not empty.
+
+    `beside`: names that are not the stage's.
+    """
+    names = {path.name for path in folder.iterdir() if not SPARE.fullmatch(path.name)} - OWN_FILES - set(beside)
+    return {name: sum(path.stat().st_size > 0 for path in _files(folder / name)) for name in sorted(names)}
+
+
+def _undo(folder: Path, before: Collection[str]) -> bool:
+    """Removes what a start has written that was refused, unless it has worked already; returns whether it has not.
+
+    `before`: names of what was in the folder. What came of work is there with a line of metrics, a checkpoint, or a batch that
+    was not finite.
+    """
+    new = [path for path in folder.iterdir() if path.name not in OWN_FILES | set(before)]
+    for path in (file for entry in new for file in _files(entry)):
+        if {"nan", "checkpoints"} & set(path.relative_to(folder).parts) or path.name == "metrics.jsonl" and path.stat().st_size:
+            return False
+    for path in new:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for name in ("config.json", "seconds.json"):
+        (folder / name).unlink(missing_ok=True)
+    return True
+
+
+def _files(path: Path) -> list[Path]:
+    return [file for file in (path, *path.rglob("*")) if file.is_file()]
 
 
 def check_config(stage: str, config: ConfigDict, prefix: str = "config") -> None:
@@ -169,14 +233,17 @@ def check_config(stage: str, config: ConfigDict, prefix: str = "config") -> None
         check_fields(config, module.defaults(), prefix)
 
 
-def read_json(path: Path) -> Any:
-    """The document in `path`, or None if there is no such file; UserError if it is damaged."""
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in `path`, or None if there is no such file; UserError if it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError:
-        raise UserError(f"{path} is damaged; delete its folder and run again.") from None
+        document = None
+    if not isinstance(document, dict):
+        raise UserError(f"{path} is damaged; delete its folder and run again.")
+    return document
 
 
 @contextlib.contextmanager
@@ -185,7 +252,11 @@ def _lock(folder: Path) -> Iterator[None]:
     if hosts.process_index() > 0:
         yield
         return
-    with open(folder / ".lock", "a+", encoding="utf-8") as file:
+    try:
+        file = open(folder / ".lock", "a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write into the folder {folder}: {error.strerror.lower()}; give another --workdir.") from None
+    with file:
         try:
             # A POSIX lock, not flock: worker processes do not inherit it, so one that outlives its parent is in
             # nobody's way.

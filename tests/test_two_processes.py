@@ -106,7 +106,8 @@ def stages_of(folder, workdir, policy):
     rounds = {"init": policy, "questions": str(folder / "hidden.jsonl"), "rounds": 1, "mesh": [2, 2, 1], "sample": drawing}
     rounds |= {"reward_model": judge, "score": batches, "train": {"length": 128, "batch_size": 8, "log_every": 1}}
     ppo = {"init": policy, "questions": few, "mesh": [2, 2, 1], "steps": 2, "questions_per_step": 4, "sample": drawing}
-    ppo |= {"advantage": "rloo", "kl": {"coef": 0.0}, "reward": {"process": "none"}, "optimizer": {"learning_rate": 1e-3}}
+    ppo |= {"advantage": "rloo", "whiten_advantages": "none", "kl": {"coef": 0.0}, "reward": {"process": "none"}}
+    ppo |= {"optimizer": {"learning_rate": 1e-3}}
     ppo |= {"minibatches": 2, "length": 128, "forward_rows": 4, "update_rows": 4}
     stages = {
         "sft": ("sft", training | sft | {"checkpoint_every": 15}),

@@ -19,6 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from e2h_jax import recipe
+from e2h_jax.algorithms import presets
 from e2h_jax.recipe import configure
 from e2h_jax.rewards import shaping
 
@@ -348,9 +349,11 @@ class Recipe:
     def ppo(self, questions: str, prm: bool) -> str:
         """500 steps of 512 rollouts, with the arithmetic of the command (docs/ppo.md, docs/rewards.md), quirks included.
 
-        To go without the quirks, leave out the lines marked so. With `prm` process rewards, else final answers alone.
+        To go without the quirks, put `presets.ppo` in the place of `presets.paper`, and leave out the lines marked so. With
+        `prm` process rewards, else final answers alone.
         """
         steps, metamath = 500, self.data == "metamath"
+        settings = presets.paper()  # quirk: how rewards are whitened, the KL estimated, padding not masked
         optimizer = {
             "learning_rate": 5e-6 if metamath else 2e-5,
             "warmup_fraction": 5 / steps,
@@ -368,13 +371,7 @@ class Recipe:
             "optimizer": optimizer,
             "value_optimizer": optimizer,
             "validation": learning["validation"] | {"every": 10},
-            "kl": {
-                "coef": 0.002 if metamath else 0.01,
-                "estimator": "k1_clamped",  # quirk
-                "quantize": "int8",
-            },
-            "mask_padding": False,  # quirk
-            "loss_mean": "slots",  # quirk
+            "kl": settings["kl"] | {"coef": 0.002 if metamath else 0.01, "quantize": "int8"},
             "reward": shaping.paper() | (self._process_rewards() if prm else {"process": "none"}),  # quirk: shaping.paper()
             "sample": {
                 "temperature": 1.2 if metamath else 0.7,
@@ -389,7 +386,7 @@ class Recipe:
             "mesh": (1, -1, 4),  # four models, rollouts and updates on one mesh
         }
         kind = "" if prm else "outcome_"
-        return self._add(f"ppo_{kind}{questions}_{self.size}", "ppo", learning | fields)
+        return self._add(f"ppo_{kind}{questions}_{self.size}", "ppo", settings | learning | fields)
 
     def _process_rewards(self) -> dict[str, Any]:
         rows = {"row_length": 384 + 768, "tokens_per_batch": 32 * (384 + 768)}

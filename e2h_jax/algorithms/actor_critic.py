@@ -110,7 +110,6 @@ class Models:
     ):
         self._settings, self._mesh = config, mesh
         self.kl_coef, self.stopped = float(np.float32(config.kl.coef)), False
-        updates = config.epochs * config.minibatches
         graph, self.config, params, frozen = lora.load(config, mesh, "policy", find(config.init))
         self.graph = graph
 
@@ -136,7 +135,7 @@ class Models:
 
         self.policy = Learner(
             lambda params, batch: policy_loss(*logprobs(graph, params, batch), batch, config),
-            optimizers.make_optimizer(config.optimizer, config.steps, params, updates),
+            optimizers.make_optimizer(config.optimizer, config.steps, params),
             params,
             frozen,
             mesh,
@@ -145,7 +144,7 @@ class Models:
         if config.advantage == "gae":
             value_graph, _, params, frozen = lora.load(config, mesh, "reward", find(value_source(config)))
             with naming("config.value_"):
-                optimizer = optimizers.make_optimizer(config.value_optimizer, config.steps, params, updates)
+                optimizer = optimizers.make_optimizer(config.value_optimizer, config.steps, params)
             self.value = Learner(
                 lambda params, batch: value_loss(values(value_graph, params, batch), batch, config),
                 optimizer,

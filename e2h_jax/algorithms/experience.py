@@ -7,7 +7,7 @@ import ml_collections
 import numpy as np
 
 from e2h_jax.algorithms import actor_critic
-from e2h_jax.algorithms.advantages import gae, grpo, kl, masked_mean, rloo, whiten
+from e2h_jax.algorithms.advantages import advantages_of, masked_mean, penalised_rewards
 from e2h_jax.data.rollout import Rollout, pack
 from e2h_jax.rewards.shaping import Shaped
 
@@ -26,60 +26,71 @@ class Experience(NamedTuple):
     ARRAYS = ("old_logprobs", "reference_logprobs", "old_values", "advantages", "returns")  # that a minibatch has
 
 
+class Forward(NamedTuple):
+    """What the models say of a step's tokens: float32 [B, R] each, 0 at padding and of a model that there is not."""
+
+    old: np.ndarray  # log-probabilities of the policy that drew the tokens, tempered as they were drawn
+    entropy: np.ndarray  # of its next-token distributions
+    reference: np.ndarray  # log-probabilities of the reference policy
+    values: np.ndarray
+
+
 def make_experience(
     rollouts: list[Rollout], shaped: Sequence[Shaped], models: actor_critic.Models, config: ml_collections.ConfigDict
 ) -> tuple[Experience, dict[str, float]]:
     """Log-probabilities, values, rewards, advantages and returns of a step's rollouts; and what to log. Changes no model."""
-    shape = (len(rollouts), config.sample.max_new_tokens)
-    mask, rewards, old, reference, values, entropy, drawn = np.zeros((7, *shape), np.float32)
-    for row, (rollout, judged) in enumerate(zip(rollouts, shaped, strict=True)):
-        length = len(rollout.tokens)
-        mask[row, : judged.trained] = 1
-        rewards[row, :length] = judged.rewards
-        drawn[row, :length] = rollout.sampling_logprobs
+    mask, judged = np.zeros((2, len(rollouts), config.sample.max_new_tokens), np.float32)
+    for row, verdict in enumerate(shaped):
+        mask[row, : verdict.trained] = 1
+        judged[row, : len(verdict.rewards)] = verdict.rewards
+    forward = forward_all(rollouts, models, config)
+    rewards = penalised_rewards(judged, forward.old, forward.reference, forward.entropy, mask, models.kl_coef, config)
+    groups = [rollout.problem["id"] for rollout in rollouts]
+    advantages, returns = advantages_of(rewards, forward.values, groups, mask, config)
+    experience = Experience(rollouts, mask, forward.old, forward.reference, forward.values, advantages, returns)
+    return experience, log_of(experience, shaped, forward.entropy, models.kl_coef, config)
+
+
+def forward_all(rollouts: list[Rollout], models: actor_critic.Models, config: ml_collections.ConfigDict) -> Forward:
+    """Forward passes of all models over all rollouts, packed into rows."""
+    results = Forward(*np.zeros((4, len(rollouts), config.sample.max_new_tokens), np.float32))
     for rows in pack(rollouts, range(len(rollouts)), rows=config.forward_rows, length=config.length):
-        for array, result in zip((old, entropy, reference, values), models.forward(rows), strict=True):
+        for array, result in zip(results, models.forward(rows), strict=True):
             if result is not None:
                 rows.collect(np.asarray(result), array)
+    return results
 
-    # The reward of a token: the judge's, less the penalty for leaving the reference policy.
-    names = sorted({name for judged in shaped for name in judged.parts})  # a part may be missing, as accuracy of hard questions
-    parts = {name: [judged.parts[name] for judged in shaped if name in judged.parts] for name in names}
-    metrics = {f"reward/{name}": float(np.mean(values)) for name, values in parts.items()}
-    metrics |= {"reward": float(rewards.sum(1).mean()), "entropy": masked_mean(entropy, mask), "kl_coef": models.kl_coef}
+
+def log_of(
+    experience: Experience,
+    shaped: Sequence[Shaped],
+    entropy_BxR: np.ndarray,
+    kl_coef: float,
+    config: ml_collections.ConfigDict,
+) -> dict[str, float]:
+    """What is logged of a step's rollouts (docs/metrics.md#ppo)."""
+    mask, old = experience.mask, experience.old_logprobs
+    parts: dict[str, list[float]] = {}
+    for judged in shaped:
+        for name, value in judged.parts.items():  # a part may be missing, as accuracy of hard questions
+            parts.setdefault(name, []).append(value)
+    metrics = {f"reward/{name}": float(np.mean(values)) for name, values in sorted(parts.items())}
+    metrics["reward"] = float(np.mean([judged.rewards.sum() for judged in shaped]))
+    metrics |= {"entropy": masked_mean(entropy_BxR, mask), "kl_coef": kl_coef}
     if config.kl.coef:
-        if config.kl.place == "reward":
-            rewards -= models.kl_coef * kl(config.kl.estimator, old, reference) * mask
-        metrics["kl"] = float(((old - reference) * mask).sum(1).mean())  # nats a solution
-    if bonus := config.entropy.reward_coef:
-        lengths = np.maximum(mask.sum(1, keepdims=True), 1)
-        if config.entropy.reward_mean == "merged":
-            last = np.maximum(mask.sum(1).astype(int) - 1, 0)
-            rewards[np.arange(len(rewards)), last] += bonus * (entropy * mask).sum(1) / lengths[:, 0]
-        else:
-            rewards += bonus * entropy * mask / (lengths if config.entropy.reward_mean == "full" else 1)
-
-    seen = mask if config.mask_padding else np.ones_like(mask)
-    if config.whiten_rewards == "none":
-        rewards *= config.reward_scale
-    else:
-        rewards = whiten(rewards, seen, config.whiten_rewards, keep_mean=True)
-    returns = np.zeros_like(rewards)
+        metrics["kl"] = float(((old - experience.reference_logprobs) * mask).sum(1).mean())  # nats per solution
     if config.advantage == "gae":
-        advantages, returns = gae(rewards, values, seen, config.gamma, config.lam)
+        returns, values = experience.returns, experience.old_values
         spread = masked_mean(returns**2, mask) - masked_mean(returns, mask) ** 2
         metrics["explained_variance"] = 1 - masked_mean((returns - values) ** 2, mask) / max(spread, 1e-8)
-    else:
-        totals, groups = (rewards * mask).sum(1), [rollout.problem["id"] for rollout in rollouts]
-        whole = rloo(totals, groups) if config.advantage == "rloo" else grpo(totals, groups, scale_by_std=config.grpo_std)
-        advantages = whole[:, None] * mask
-    if config.whiten_advantages != "none":
-        advantages = whiten(advantages, seen, config.whiten_advantages)
-
     if not config.sample.top_k and config.sample.top_p == 1 and not config.sample.min_p:
         # One network draws and learns: anything beyond rounding here is a defect.
-        metrics["sampler_trainer_difference"] = float(np.abs((drawn - old) * mask).max())
-    return Experience(rollouts, mask, old, reference, values, advantages, returns), metrics
+        differences = [
+            np.abs(rollout.sampling_logprobs - row[: len(rollout.tokens)]) * kept[: len(rollout.tokens)]
+            for rollout, row, kept in zip(experience.rollouts, old, mask, strict=True)
+        ]
+        metrics["sampler_trainer_difference"] = float(max(difference.max() for difference in differences))
+    return metrics
 
 
 def minibatch(experience: Experience, chosen: np.ndarray, config: ml_collections.ConfigDict) -> list[dict[str, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""Reinforcement learning against a reward model: PPO with process rewards (paper section 3.4), and GRPO and RLOO as options.
+"""Reinforcement learning against a reward model: PPO with process rewards (paper section 3.4), and GRPO, Dr. GRPO and RLOO.
 
 A step draws rollouts of questions, has them judged (rewards/judge.py), makes advantages (advantages.py), and takes clipped
 policy-gradient steps on them:
@@ -6,11 +6,10 @@ policy-gradient steps on them:
     ratio = π(token) / π_old(token)        loss = max(-A ratio, -A clip(ratio, 1 ± ε)) - c_H H(π) + c_KL KL(π, π_ref)
 
 (actor_critic.py: the models and these losses). With advantage "gae" a value model learns beside the policy; "rloo" and "grpo"
-compare the rollouts of one question with each other instead. The answers of hard questions are not needed: their rewards come
-from the evaluator alone.
+compare the rollouts of one question with each other instead; presets.py has the settings of each. The answers of hard
+questions are not needed: their rewards come from the evaluator alone.
 """
 
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,8 +19,8 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from e2h_jax.algorithms import actor_critic, validation
-from e2h_jax.algorithms.advantages import KL_ESTIMATORS, SCOPES
+from e2h_jax.algorithms import actor_critic, presets, validation
+from e2h_jax.algorithms.advantages import ADVANTAGES, KL_ESTIMATORS, SCOPES, WHITEN_REWARDS
 from e2h_jax.algorithms.experience import Experience, make_experience, minibatch
 from e2h_jax.data.records import read_many, select_levels
 from e2h_jax.data.rollout import ARRAYS
@@ -43,7 +42,6 @@ from e2h_jax.training.checkpoint import Checkpoints
 from e2h_jax.training.faults import check_finite, interrupts, stop
 from e2h_jax.training.loop import batch_shapes
 
-ADVANTAGES = ("gae", "rloo", "grpo")
 MEANS = ("tokens", "sequences", "slots")
 
 
@@ -59,14 +57,15 @@ def defaults() -> ml_collections.ConfigDict:
     config.steps = 500  # each: rollouts, then updates on them
     config.questions_per_step = 512
     config.reward = judge.defaults().unlock()
-    config.advantage = "gae"  # gae (PPO, with a value model) | rloo | grpo (several samples of a question, no value model)
+    config.advantage = "gae"  # gae (PPO, with a value model) | rloo | grpo: several samples of a question, no value model.
+    # configs/rl/grpo.py, rloo.py and dr_grpo.py hold all that the method needs (docs/ppo.md#presets)
     config.gamma = 1.0  # of gae
     config.lam = 1.0  # of gae
-    config.grpo_std = True  # divide by the group's standard deviation
-    config.whiten_rewards = "batch"  # divide by their standard deviation, the mean stays: batch | row | none
-    config.reward_scale = 1.0  # factor of rewards that are not whitened (the original: 50)
-    config.whiten_advantages = "batch"  # zero mean, unit deviation: batch | row | none
-    config.mask_padding = True  # False: padding takes part in whitening, as in the original
+    config.grpo_std = True  # of grpo: divide by the group's standard deviation; False = Dr. GRPO
+    config.whiten_rewards = "none"  # scale = over their standard deviation | original = also pays or charges each token | none
+    config.reward_scale = 1.0  # factor of rewards with whiten_rewards=none (the original: 50)
+    config.whiten_advantages = "batch"  # of gae: zero mean, unit deviation: batch | row (of each response alone) | none
+    config.mask_padding = True  # of gae. False: padding takes part in whitening, as in the original
     config.loss_mean = "tokens"  # mean over all tokens | sequences (of each one's mean) | slots (all positions, padding too)
     config.epochs = 1  # passes over a step's rollouts
     config.minibatches = 8  # optimiser steps of a pass
@@ -75,14 +74,14 @@ def defaults() -> ml_collections.ConfigDict:
     config.value_coef = 0.1  # of the value loss
     config.value_init = ""  # model/ the value model starts from; "" = the reward model, or the policy if there is none
     config.value_warmup = 0  # steps in which the value model learns alone
-    config.target_kl = 0.0  # a step's policy updates end when it is this far from the rollouts' (k3, nats a token); 0 = off
-    config.stop_kl = 0.0  # the run ends when the policy is this far from the reference (k1, nats a solution); 0 = off
+    config.target_kl = 0.0  # a step's policy updates end when it is this far from the rollouts' (k3, nats per token); 0 = off
+    config.stop_kl = 0.0  # the run ends when the policy is this far from the reference (k1, nats per solution); 0 = off
     config.kl = ml_collections.ConfigDict()  # penalty for leaving the reference policy
     config.kl.coef = 0.01  # 0 = no reference policy is kept
-    config.kl.estimator = "k1"  # k1 | k2 | k3 | k1_clamped and logp (the original's k1 and maxent)
-    config.kl.place = "reward"  # reward (PPO) | loss (GRPO, with k3)
-    config.kl.target = 0.0  # nats a solution: the coefficient adapts to it (Ziegler et al. 2019); 0 = constant
-    config.kl.horizon = 10_000  # rollouts after which the adaptive coefficient may have doubled
+    config.kl.estimator = "k1"  # in the reward: k1 | k1_clamped and logp (the original's k1 and maxent); in the loss: k2 | k3
+    config.kl.place = "reward"  # reward (PPO) | loss (GRPO)
+    config.kl.target = 0.0  # nats per solution: the coefficient adapts to it (Ziegler et al. 2019); 0 = constant
+    config.kl.horizon = 10_000  # rollouts in which the adaptive coefficient grows by 22 % or falls by 20 % at most
     config.kl.quantize = ""  # int8 = the reference policy in int8; "" = in the compute dtype. With LoRA: lora.quantize
     config.entropy = ml_collections.ConfigDict()
     config.entropy.loss_coef = 0.0  # bonus in the loss
@@ -131,6 +130,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         validated = None
         if config.validation.problems:
             validated = validation.Validation(config.validation, config.template, workdir, pool)
+        best = validation.Best(workdir, validated)
         drawing = [models.graph, models.config, models.policy.params, mesh, tokenizer, template]
         with naming("config.sample."):
             sampler = Sampler(_drawing(config), *drawing, questions)
@@ -148,11 +148,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
             rollouts, _ = greedy.draw(validated.problems, [0])
             greedy.kernel.release()
             accuracy = validated.record(step, {rollout.problem["id"]: rollout.text for rollout in rollouts})
-            if step and validated.best(first=1) == step:
-                models.save(workdir / "best", tokenizer)
+            if step:
+                best.offer(step, lambda folder: models.save(folder, tokenizer), checkpoints.steps())
             return {f"validation/{name}": value for name, value in accuracy.items()}
 
         start, state = checkpoints.restore(models.state())
+        best.resume(start)
         if start:
             models.restore(state)
         sampler.kernel.update(models.policy.params)
@@ -205,9 +206,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     # The checkpoint is on disk. Also a signal that came during the last step, or while it was written, ends the stage.
     stop(interrupted(last=True))
     if not validated:
-        models.save(workdir / "best", tokenizer)
-    _publish(workdir)
-    return _summary(validated) | metrics | seconds.total
+        best.offer(finished, lambda folder: models.save(folder, tokenizer), ())
+    return _summary(validated, best.publish()) | metrics | seconds.total
 
 
 def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) -> Iterator[Program]:
@@ -266,18 +266,18 @@ def learn(
 ) -> dict[str, float]:
     """Takes the step's optimiser steps on shuffled minibatches; returns the means of what they logged."""
     logged: dict[str, list] = {}
-    far = step <= config.value_warmup
+    skip_policy = step <= config.value_warmup
     for epoch in range(config.epochs):
         order = np.random.default_rng((config.seed, step, epoch)).permutation(len(experience.rollouts))
         for chosen in np.array_split(order, config.minibatches):
             batches = minibatch(experience, chosen, config)
-            sums = models.value.update(batches) if models.value is not None else {}
+            sums = models.value.update(batches, step - 1) if models.value is not None else {}
             sums = {f"value_{name}": value for name, value in sums.items()}
-            if not far:
-                sums |= models.policy.update(batches)
+            if not skip_policy:
+                sums |= models.policy.update(batches, step - 1)
                 share = sum(batch["weights"].sum() for batch in batches)  # of the tokens; the rest is on padding ("slots")
                 sums |= {name: sums[name] / max(share, 1e-8) for name in ("clipped", "approximate_kl")}
-                far = 0 < config.target_kl < (float(sums["approximate_kl"]) if config.target_kl else 0.0)
+                skip_policy = 0 < config.target_kl < (float(sums["approximate_kl"]) if config.target_kl else 0.0)
             for name, value in sums.items():
                 logged.setdefault(name, []).append(value)
     return {name: float(np.mean([np.asarray(value) for value in values])) for name, values in logged.items()}
@@ -296,23 +296,13 @@ def _drawing(config: ml_collections.ConfigDict, **changes) -> ml_collections.Con
     return drawing
 
 
-def _summary(validated: validation.Validation | None) -> dict[str, float]:
-    """Accuracy at the beginning, at the best step, and which that was."""
+def _summary(validated: validation.Validation | None, best: int) -> dict[str, float]:
+    """Accuracy at the beginning and at the step whose model is published, and which that is."""
     if validated is None:
         return {}
-    best = validated.best(first=1)
     found = {"start": validated.accuracy(0), "best": validated.accuracy(best)}
     accuracies = {f"{when}/{name}": value for when, values in found.items() for name, value in values.items()}
     return accuracies | {"best_step": best}
-
-
-def _publish(workdir: Path) -> None:
-    """best/ becomes the stage's model/ (and adapter/); after an interruption, what of it is still to be moved."""
-    if jax.process_index() == 0 and (best := workdir / "best").exists():
-        for part in best.iterdir():
-            shutil.rmtree(workdir / part.name, ignore_errors=True)
-            part.rename(workdir / part.name)
-        best.rmdir()
 
 
 def _check(config: ml_collections.ConfigDict) -> None:
@@ -321,9 +311,9 @@ def _check(config: ml_collections.ConfigDict) -> None:
         if not config[name]:
             raise UserError(f"config.{name} is empty")
     choices = {
-        "advantage": ADVANTAGES,
+        "advantage": tuple(ADVANTAGES),
         "loss_mean": MEANS,
-        "whiten_rewards": (*SCOPES, "none"),
+        "whiten_rewards": WHITEN_REWARDS,
         "whiten_advantages": (*SCOPES, "none"),
         "kl.estimator": KL_ESTIMATORS,
         "kl.place": ("reward", "loss"),
@@ -344,20 +334,23 @@ def _check(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"config.gamma={config.gamma} and config.lam={config.lam} must be from 0 to 1")
     if config.kl.coef < 0 or config.kl.target < 0 or config.kl.horizon <= 0:
         raise UserError("config.kl.coef and config.kl.target must be at least 0, config.kl.horizon above 0")
+    rollouts = config.questions_per_step * config.sample.samples
+    if config.kl.target and 5 * config.kl.horizon <= rollouts:
+        raise UserError(
+            f"config.kl.horizon={config.kl.horizon} lets the coefficient fall to 0 within a step; "
+            f"set it to the {rollouts} rollouts of a step or more"
+        )
     if config.kl.target and (not config.kl.coef or config.kl.place == "loss"):
         raise UserError("config.kl.target adapts a penalty in the reward: set config.kl.coef and config.kl.place=reward")
     if config.stop_kl and not config.kl.coef:
         raise UserError("config.stop_kl needs the reference policy: set config.kl.coef above 0")
-    if config.value_warmup and config.advantage != "gae":
-        raise UserError(f"config.value_warmup: there is no value model with config.advantage={config.advantage}; set it to 0")
+    presets.check(config, defaults())
+    if config.value_warmup >= config.steps:
+        raise UserError(f"config.value_warmup={config.value_warmup} leaves the policy none of config.steps={config.steps}")
     with naming("config.sample."):
         sample.check(config.sample)
     if config.sample.temperature == 0:
         raise UserError("config.sample.temperature=0 explores nothing; reinforcement learning needs it above 0")
-    if config.advantage != "gae" and config.sample.samples < 2:
-        raise UserError(
-            f"config.advantage={config.advantage} compares the samples of a question: set config.sample.samples to 2 or more"
-        )
-    if config.minibatches > config.questions_per_step * config.sample.samples:
+    if config.minibatches > rollouts:
         raise UserError(f"config.minibatches={config.minibatches} is more than the rollouts of a step")
     lora.check(config)

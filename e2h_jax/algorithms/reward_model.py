@@ -2,7 +2,8 @@
 
 The three differ in their data alone (paper section 3.3): PRM records carry step labels, ORM records the outcome on every
 step, an OPRM trains on the mixture. Labels sit on every token of a step or on its end; soft labels are trained as
-probabilities, null labels not at all. An auxiliary language-model loss keeps the trunk able to predict what it must judge.
+probabilities, null labels not at all. An auxiliary language-model loss keeps the trunk able to predict what it must judge: on
+the steps that are not labelled wrong, and on EOS where the solution ends.
 """
 
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ def defaults() -> ml_collections.ConfigDict:
     # right steps wrong when they stand further from the start than any it has seen (cf. Ruoss et al. 2023).
     config.position_gap = 0
     config.lm_loss = 0.0  # coefficient of the auxiliary language-model loss (0 = off)
+    config.lm_wrong = 0.0  # weight in that loss of steps labelled wrong (below one half), against 1 of all others
     config.too_long = "drop"  # examples longer than `length`: drop (and count) | error
     config.lora = lora.defaults()
     return config.lock()
@@ -55,6 +57,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     loop.check(config, mesh)
     if config.label_tokens not in ("all", "end"):
         raise UserError(f"config.label_tokens={config.label_tokens!r} must be all or end")
+    if not 0 <= config.lm_wrong <= 1:
+        raise UserError(f"config.lm_wrong={config.lm_wrong} must be a weight from 0 to 1")
     if config.position_gap < 0:
         raise UserError("config.position_gap must be at least 0")
     tokenizer = load_tokenizer(config.init)
@@ -68,7 +72,16 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         drawn = numbers.max(initial=-1) + 1  # of every record up to the last of these, so that all processes draw the same
         gaps = np.random.default_rng(config.seed).integers(0, config.position_gap, drawn, endpoint=True)[numbers]
         return [
-            step_label_example(solution, first, record["labels"], config.label_tokens, gap)
+            step_label_example(
+                solution,
+                first,
+                record["labels"],
+                config.label_tokens,
+                gap,
+                # A step that is not the final answer is followed by another, unless the record says that it is the last.
+                ends=record.get("eos", solution.has_answer),
+                lm_wrong=config.lm_wrong,
+            )
             for record, (solution, first), gap in zip(records, encoded, gaps, strict=True)
         ]
 

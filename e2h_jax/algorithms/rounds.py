@@ -266,6 +266,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path, play: Callable[[Round]
             if validations is None or not validations.due(number, config.rounds):
                 return {}
             greedy = _greedy(config, model)
+            if not validations.recorded(number) and first:  # validation.jsonl was deleted, say
+                (workdir / f"round-{number}" / "validation.json").unlink(missing_ok=True)
+            hosts.wait(f"validation of round {number}")
 
             def solve(folder: Path) -> Metrics:
                 sample.run(greedy, folder)
@@ -275,7 +278,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path, play: Callable[[Round]
             return part(workdir / f"round-{number}", "validation", solve)
 
         model = config.init
-        writer.write(0, _named("validation", validate(0, model)))
+        if before := validate(0, model):
+            writer.write(0, _named("validation", before))
         for number in range(1, config.rounds + 1):
             seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0] >> 1)
             folder = workdir / f"round-{number}"

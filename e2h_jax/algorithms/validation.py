@@ -2,11 +2,15 @@
 
     validation.jsonl   a line per validated step: accuracies, and the solutions of a few fixed problems
     validation.md      the same to read: accuracy per level over the steps, and how those solutions changed
+    best/STEP/         the models that may yet be the best, while the run lasts
+    best.json          {"step": …} of the one that became model/ and adapter/
 
 A step that is recorded again, because the run was resumed from before it, takes the place of itself and of what followed.
 """
 
-from collections.abc import Iterable, Mapping
+import json
+import shutil
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +20,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from e2h_jax.data.records import has_answer, json_lines, read_many
-from e2h_jax.data.storage import write_records, write_text
+from e2h_jax.data.storage import write_json, write_records, write_text
 from e2h_jax.data.templates import get_template
 from e2h_jax.errors import UserError, nearest
 from e2h_jax.grading.pool import GradingPool
+from e2h_jax.parallel import hosts
 
 EASY = (1, 2, 3)  # levels
 VERDICTS = ("correct", "wrong", "undecided")
@@ -94,12 +99,20 @@ class Validation:
             write_text(self._page, self._text())
         return accuracy
 
-    def best(self, first: int = 0) -> int | None:
+    def forget(self, after: int) -> None:
+        """Leaves out what was recorded after this step: of a run that was killed, and goes on from there."""
+        self.history = [record for record in self.history if record["step"] <= after]
+
+    def recorded(self, step: int) -> bool:
+        """Whether the history holds this step."""
+        return any(record["step"] == step for record in self.history)
+
+    def best(self, first: int = 0, among: Collection[int] | None = None) -> int | None:
         """The validated step from `first` on with the highest `metric`, the earliest of equals; the last one without metric.
 
-        None where nothing has been validated.
+        `among`: of these steps alone. None where nothing has been validated.
         """
-        steps = [record for record in self.history if record["step"] >= first]
+        steps = [r for r in self.history if r["step"] >= first and (among is None or r["step"] in among)]
         if not steps:
             return None
         if not self._config.metric:
@@ -127,6 +140,83 @@ class Validation:
                 before = solution["text"]
                 lines += ["", f"Step {record['step']}: {'right' if solution['right'] else 'wrong'}", "", *_fenced(before)]
         return "\n".join(lines) + "\n"
+
+
+class Best:
+    """The models of a run that may yet be published, each in `best/STEP/`, there as a whole or not at all.
+
+    A run that was killed goes on from a checkpoint; what it did after that is lost, better models too. So the best one as of
+    every checkpoint stays until that checkpoint is gone.
+    """
+
+    def __init__(self, workdir: Path, validation: Validation | None):
+        """`validation`: which of them is the best; None = the last one."""
+        self._workdir, self._folder, self._validation = Path(workdir), Path(workdir) / "best", validation
+
+    def resume(self, start: int) -> None:
+        """Forgets what came after step `start`, from whose checkpoint the run goes on; 0 = from the beginning.
+
+        Raises:
+          UserError: validation.jsonl lacks what was validated before the first step.
+        """
+        if self._validation is not None:
+            self._validation.forget(start)
+            if start and not self._validation.recorded(0):
+                file = self._workdir / "validation.jsonl"
+                raise UserError(f"{file} does not hold the validations of this run; restore it, or delete {self._workdir}")
+        self._remove(step for step in self._kept() if step > start)
+
+    def offer(self, step: int, save: Callable[[Path], None], checkpoints: Collection[int]) -> None:
+        """Has `save` write the model of this step into a folder, if it is the best so far.
+
+        `checkpoints`: the steps from which the run may be resumed, other than the beginning.
+        """
+        kept = self._kept()
+        if self._best([*kept, step]) != step:
+            return
+        partial = self._folder / f"{step}.partial"
+        if jax.process_index() == 0:
+            shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+        hosts.wait(f"{partial} empty")
+        save(partial)
+        hosts.wait(f"{partial} written")
+        if jax.process_index() == 0:
+            shutil.rmtree(self._folder / str(step), ignore_errors=True)
+            partial.rename(self._folder / str(step))
+        needed = {self._best([earlier for earlier in kept if earlier <= checkpoint]) for checkpoint in checkpoints}
+        self._remove(earlier for earlier in kept if earlier not in needed and earlier != step)
+
+    def publish(self) -> int:
+        """The best one becomes the stage's model/ (and adapter/); returns its step, that of an interrupted `publish` again.
+
+        Raises:
+          UserError: there is none.
+        """
+        note, kept = self._workdir / "best.json", self._kept()
+        if not kept and not note.exists():
+            raise UserError(f"{self._folder}, the models to choose from, is gone; delete {self._workdir} and run again")
+        step = self._best(kept) if kept else json.loads(note.read_text())["step"]
+        self._remove(other for other in kept if other != step)  # before it moves: what a killed run leaves is this one
+        if jax.process_index() == 0 and kept:
+            write_json(note, {"step": step})
+            for part in (self._folder / str(step)).iterdir():
+                shutil.rmtree(self._workdir / part.name, ignore_errors=True)
+                part.rename(self._workdir / part.name)
+            shutil.rmtree(self._folder)
+        return step
+
+    def _kept(self) -> list[int]:
+        return sorted(int(path.name) for path in self._folder.glob("*") if path.name.isdigit())
+
+    def _best(self, steps: Collection[int]) -> int | None:
+        return max(steps, default=None) if self._validation is None else self._validation.best(first=1, among=steps)
+
+    def _remove(self, steps: Iterable[int]) -> None:
+        steps = list(steps)
+        if jax.process_index() == 0:
+            for step in steps:
+                shutil.rmtree(self._folder / str(step))
+        hosts.wait(f"{self._folder} cleared")
 
 
 def accuracies(graded: Iterable[tuple[int | None, bool]]) -> dict[str, float]:

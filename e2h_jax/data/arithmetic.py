@@ -276,6 +276,7 @@ def prepare_labels(config, workdir: Path) -> dict:
                 "prefix": "",
                 "steps": whole,
                 "level": problem["level"],
+                "eos": sample["finish"] == "stop",
             }
             prm.append(record | {"labels": labels})
             orm.append(record | {"labels": [outcome] * len(whole)})

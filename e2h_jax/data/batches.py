@@ -36,23 +36,36 @@ def language_model_example(encoded: EncodedSolution, train_on_prompt: bool, ends
 
 
 def step_label_example(
-    encoded: EncodedSolution, first_step: int, labels: Sequence[float | None], label_tokens: str, gap: int = 0
+    encoded: EncodedSolution,
+    first_step: int,
+    labels: Sequence[float | None],
+    label_tokens: str,
+    gap: int = 0,
+    *,
+    ends: bool = True,
+    lm_wrong: float = 1.0,
 ) -> Example:
     """Step classification: token t carries its step's label with no shift, as the score at t judges the token at t.
 
     Args:
       encoded: the solution, EOS included; EOS itself is only a target of the auxiliary language-model loss.
-      first_step: index of the first labelled step; earlier ones are context.
+      first_step: index of the first labelled step; earlier ones are context, like the prompt.
       labels: one per labelled step, in [0, 1], None = not trained on.
       label_tokens: "all" = every token of the step and of the blank lines after it; "end" = its last token and the blank
         lines, wherever a score may be read (original-system.md section 3.4 has both).
       gap: added to the positions of the solution's tokens, as if the prompt were so much longer.
+      ends: whether the solution ends after its last step; if not, EOS is not trained on.
+      lm_wrong: weight in the auxiliary language-model loss of the steps labelled wrong (below one half), with the blank lines
+        after them; of the last step, with EOS. All else of the solution has weight 1.
 
     Returns tokens, targets, positions int32 [T - 1], and loss_weights (of the auxiliary language-model loss), labels and
     label_weights float32 [T - 1].
     """
     length = len(encoded.tokens) - 1
     label_row, weight_row = np.zeros(length, np.float32), np.zeros(length, np.float32)
+    example = dict(language_model_example(encoded, train_on_prompt=False, ends=ends))
+    if first_step:
+        example["loss_weights"][: encoded.separators[first_step - 1, 1] - 1] = 0.0
     for (start, end), (_, gap_end), label in zip(
         encoded.steps[first_step:], encoded.separators[first_step:], labels, strict=False
     ):
@@ -60,7 +73,8 @@ def step_label_example(
             continue
         where = slice(start if label_tokens == "all" else end - 1, gap_end)
         label_row[where], weight_row[where] = label, 1.0
-    example = dict(language_model_example(encoded, train_on_prompt=False))
+        if label < 0.5:  # the target of position t is token t + 1
+            example["loss_weights"][max(0, start - 1) : length if gap_end == length else gap_end - 1] *= lm_wrong
     example["positions"][encoded.prompt_length :] += gap
     return example | {"labels": label_row, "label_weights": weight_row}
 

@@ -26,6 +26,7 @@ class Entry:
       source: a sentence for the card.
       fields: what it reads of the config besides COMMON; `prepare` refuses other fields that are set.
       needs_index: whether it looks problems up in MATH (config.math).
+      measures: whether it leaves out what is longer than config.max_tokens itself.
     """
 
     read: Read
@@ -33,6 +34,7 @@ class Entry:
     source: str
     fields: tuple[str, ...] = ()
     needs_index: bool = False
+    measures: bool = False
 
 
 COMMON = ("source", "records", "format", "name", "path", "seed", "template", "max_tokens", "tokenizer", "vocab_size")
@@ -49,6 +51,6 @@ CATALOG: dict[str, Entry] = {
     "prmbench": Entry(benchmarks.prmbench, _PRM, benchmarks.PRMBENCH_SOURCE, (*_INDEX, "keep_unknown"), needs_index=True),
     "processbench": Entry(benchmarks.processbench, _PRM, benchmarks.PROCESSBENCH_SOURCE),
     "jsonl": Entry(own.read, _SFT | _PRM, own.SOURCE, _OWN_SPLITS),
-    "mixture": Entry(mixture.read, _PRM, mixture.SOURCE, ("mixture", "levels")),
+    "mixture": Entry(mixture.read, _PRM, mixture.SOURCE, ("mixture", "mixture_by", "levels"), measures=True),
     "prefixes": Entry(prefixes.read, _SFT, prefixes.SOURCE, ("samples", "per_problem", "levels")),
 }

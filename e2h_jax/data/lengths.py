@@ -18,6 +18,16 @@ def token_counts(records: list[dict], kind: str, tokenizer: Any, template: Templ
     return [len(encoded.tokens) for encoded in encode_continuations(tokenizer, records, template)]
 
 
+def labelled_sizes(records: list[dict], tokenizer: Any, template: Template) -> list[tuple[int, int]]:
+    """Of each labelled record its tokens, as `token_counts`, and how many of them have a label (on all tokens of a step)."""
+    sizes = []
+    for record, (encoded, first) in zip(records, encode_labelled(tokenizer, records, template, add_eos=True), strict=True):
+        ends = encoded.separators[first:, 1] - encoded.steps[first:, 0]
+        labelled = [size for size, label in zip(ends.tolist(), record["labels"], strict=True) if label is not None]
+        sizes.append((len(encoded.tokens), sum(labelled)))
+    return sizes
+
+
 def within(
     stream: Iterable[tuple[str, dict]], kind: str, limit: int, tokenizer: Any, template: Template, card: Card
 ) -> Iterator[tuple[str, dict]]:

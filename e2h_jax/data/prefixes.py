@@ -3,7 +3,6 @@
 The first half of automatic step labels (Wang et al. 2024, Math-Shepherd); `labels` is the second.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +10,6 @@ from e2h_jax.data.cards import Card
 from e2h_jax.data.records import read_many, read_records
 from e2h_jax.data.sources.math import MathIndex
 from e2h_jax.data.steps import split_steps
-from e2h_jax.data.storage import digest
 from e2h_jax.data.templates import Template
 from e2h_jax.errors import UserError
 
@@ -19,7 +17,8 @@ SOURCE = "Sampled solutions of our own generator."
 RULES = [
     "Every step of a sampled solution but its last and its final answer gives a problem record whose `prefix` is the "
     "solution up to it; `of` names the problem, `sample` and `step` (from 0) the place.",
-    "Of a problem's solutions with the same text only the first is used.",
+    "Of a problem's solutions with the same text only the first by sample number is used, and of these the first "
+    "`per_problem`.",
 ]
 
 
@@ -34,23 +33,31 @@ def read(config: Any, template: Template, index: MathIndex | None, card: Card) -
         raise UserError("config.path and config.samples must name the problems and their sampled solutions.")
     card.rules += RULES
     problems = {problem["id"]: problem for problem in read_many(config.path, "problem")}
-    used: Counter[str] = Counter()
-    seen: set[bytes] = set()
+    by_problem: dict[str, list[dict]] = {}
     for sample in read_records(config.samples, "sample"):
         problem = problems.get(sample["problem_id"])
         if problem is None:
             raise UserError(f"{config.samples}: problem_id {sample['problem_id']!r} is not in {config.path}.")
-        if config.levels and problem["level"] not in config.levels:
-            continue
-        key = digest(problem["id"], sample["text"])
-        if key in seen or (config.per_problem and used[problem["id"]] >= config.per_problem):
-            card.counts["solutions left out"] += 1
-            continue
-        seen.add(key)
-        used[problem["id"]] += 1
-        card.counts["solutions"] += 1
-        for number, step in enumerate(split_steps(sample["text"], template)[:-1]):
-            record = {name: problem[name] for name in ("question", "answer", "level", "subject")}
-            place = {"of": problem["id"], "sample": sample["sample"], "step": number}
-            identity = prefix_id(problem["id"], sample["sample"], number)
-            yield "train", {"id": identity, **record, "solution": None, "prefix": sample["text"][: step.end], **place}
+        if not config.levels or problem["level"] in config.levels:
+            by_problem.setdefault(problem["id"], []).append(sample)
+    for identity, samples in by_problem.items():
+        # By number: the order in the files is that in which they were finished, short ones first.
+        different: dict[str, dict] = {}
+        for sample in sorted(samples, key=lambda sample: sample["sample"]):
+            different.setdefault(sample["text"], sample)
+        used = list(different.values())[: config.per_problem or None]
+        card.counts["solutions"] += len(used)
+        card.counts["solutions left out"] += len(samples) - len(used)
+        for sample in used:
+            yield from _beginnings(problems[identity], sample, template)
+
+
+def _beginnings(problem: dict, sample: dict, template: Template) -> Iterator[tuple[str, dict]]:
+    # Where the problem has a prefix of its own, its steps are none of the sample's.
+    before = template.join_steps(problem.get("prefix", ""), ())
+    whole, first = before + sample["text"], len(split_steps(before, template))
+    for number, step in enumerate(split_steps(whole, template)[first:-1]):
+        record = {name: problem[name] for name in ("question", "answer", "level", "subject")}
+        place = {"of": problem["id"], "sample": sample["sample"], "step": number}
+        identity = prefix_id(problem["id"], sample["sample"], number)
+        yield "train", {"id": identity, **record, "solution": None, "prefix": whole[: step.end], **place}

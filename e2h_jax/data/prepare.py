@@ -66,6 +66,9 @@ def defaults() -> ConfigDict:
     config.tokenizer = ""  # folder or Hub name; copied to tokenizer/
     config.vocab_size = 0  # without `tokenizer`: train a byte-level BPE on the training text, to tokenizer/; 0 = none
     config.mixture = ConfigDict()  # of mixture: a name for each part, {"path": …, "share": …}
+    # of mixture: shares are of labelled `tokens` (as a reward model with label_tokens=all weighs them; needs `tokenizer`), of
+    # labelled `steps` (label_tokens=end) or of `records`; "" = tokens with a tokenizer, else steps
+    config.mixture_by = ""
     config.samples = ""  # of prefixes: sampled solutions of the problems in `path`
     config.per_problem = 0  # of prefixes: solutions of each problem; 0 = all
     config.shots = 4  # of few_shot: solved problems, drawn from `path` and its `levels`
@@ -117,7 +120,7 @@ def _prepare(config: ConfigDict, workdir: Path, entry: Entry) -> dict:
         tokenizer.save_pretrained(str(workdir / "tokenizer"))
     index = MathIndex(config.math, config.math500, template) if entry.needs_index else None
     stream = entry.read(config, template, index, card)
-    if config.max_tokens:
+    if config.max_tokens and not entry.measures:
         stream = within(stream, kind, config.max_tokens, tokenizer, template, card)
     asked = as_json({field: value for field, value in config.to_dict().items() if field in read})
     name = config.name or config.source

@@ -1,13 +1,16 @@
 """The four records that pass between stages, and reading them with every record checked.
 
 They lie in JSON Lines, or in a data set made by `prepare` (arrayrecord.py). One line is one JSON object, UTF-8. Unknown extra
-fields are kept. A field whose type allows null may be left out: it reads as None. Whatever is wrong with a line, the
+fields are kept. A field whose type allows null may be left out: it reads as None. An optional field (`_OPTIONAL`) that is null
+reads as left out. Types are checked, never converted: a number is no text. A lone surrogate, half of a character that UTF-8
+cannot hold, reads as U+FFFD. No two records of a source have the same key (`_KEYS`). Whatever is wrong with a line, the
 `UserError` names file, line, field and what to write instead.
 """
 
 import gzip
 import json
-import math
+import re
+import sys
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from functools import partial
@@ -66,7 +69,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max  # false for nan, and for integers beyond floats
 
 
 def _is_probability(value: Any) -> bool:
@@ -87,6 +90,7 @@ def _list_of(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 _NULLABLE_TEXT = (_or_null(_is_text), "text or null")
 _TEXT = (_is_text, "text")
+_BOOL = (lambda v: type(v) is bool, "true or false")
 _LEVEL = (_is_level, "an integer from 1 to 5, or null")
 
 # Field -> (check, what to write). A field whose check accepts None may be absent.
@@ -120,12 +124,22 @@ _FIELDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
     "scored": _SCORED,
     "labelled": _LABELLED,
 }
+# Fields that a stage reads where they are there; null = left out.
+_OPTIONAL: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
+    "problem": {"prefix": _TEXT, "eos": _BOOL, "gt_answer": _TEXT},
+    "sample": {},
+    "scored": {},
+    "labelled": {"eos": _BOOL},
+}
+# What no two records of a source share. A problem twice would count twice in an accuracy, a sample twice would vote twice.
+_KEYS: dict[str, tuple[str, ...]] = {"problem": ("id",), "sample": ("problem_id", "sample"), "scored": ("problem_id", "sample")}
 _STEMS = {"problem": "problems", "sample": "samples", "scored": "scored", "labelled": "labelled"}
 _ABSENT = object()
 
 
 def _check(record: Any, kind: str, where: Callable[[], str]) -> dict:
-    """Returns `record` with absent nullable fields set to None; raises UserError for the first field that is wrong.
+    """Returns `record` with absent nullable fields set to None and without optional ones that are null; raises UserError for
+    the first field that is wrong.
 
     `where` is called only for a bad record, so that good ones pay nothing for their address.
     """
@@ -139,16 +153,27 @@ def _check(record: Any, kind: str, where: Callable[[], str]) -> dict:
                 raise UserError(f'{where()}: field "{field}" is missing{close}: it must be {wanted}.')
             record[field] = None
         elif not check(value):
-            raise UserError(f'{where()}: field "{field}" must be {wanted}, not {_shown(value, check)}.')
+            raise _wrong(where, field, value, check, wanted)
+    for field, (check, wanted) in _OPTIONAL[kind].items():
+        value = record.get(field)
+        if value is None:
+            record.pop(field, None)
+        elif not check(value):
+            raise _wrong(where, field, value, check, wanted)
     if kind == "labelled" and len(record["steps"]) != len(record["labels"]):
         counts = f"{len(record['steps'])} steps but {len(record['labels'])} labels"
         raise UserError(f'{where()}: field "labels" must hold one label per step; there are {counts} (write null to skip one).')
     return record
 
 
+def _wrong(where: Callable[[], str], field: str, value: Any, check: Callable[[Any], bool], wanted: str) -> UserError:
+    as_text = f'; write it as text, "{_shown(value)}"' if type(value) in (int, float) and check("") else ""
+    return UserError(f'{where()}: field "{field}" must be {wanted}, not {_shown(value, check)}{as_text}.')
+
+
 def _shown(value: Any, check: Callable[[Any], bool] | None = None) -> str:
     """A short rendering of a refused value; of a list, the first element that is refused on its own."""
-    if type(value) is list and check is not None:
+    if type(value) is list and check is not None and check([]):
         for index, item in enumerate(value):
             if not check([item]):
                 return f"{_shown(item)} at index {index}"
@@ -156,8 +181,14 @@ def _shown(value: Any, check: Callable[[Any], bool] | None = None) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
+_OTHER_FORMATS = (".parquet", ".arrow", ".feather", ".csv", ".tsv", ".xlsx", ".npz", ".zip", ".tar", ".zst", ".xz", ".bz2")
+
+
 def _files(path: Path, kind: str) -> list[Path]:
     if path.is_file():
+        if path.suffix.lower() in _OTHER_FORMATS:
+            remedy = "`e2h prepare` with source jsonl reads Parquet" if path.suffix == ".parquet" else "convert it"
+            raise UserError(f"{path}: a {path.suffix} file, where JSON Lines are read (.jsonl, .jsonl.gz); {remedy}.")
         return [path]
     if path.is_dir():
         shards = sorted(path.glob(f"{_STEMS[kind]}-*.jsonl")) + sorted(path.glob(f"{_STEMS[kind]}-*.jsonl.gz"))
@@ -198,13 +229,29 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _parsed(path: Path, number: int, line: bytes) -> Any:
     try:
-        return json.loads(line)
+        value = json.loads(line)
+        return without_surrogates(value) if _SURROGATE.search(line) else value
     except UnicodeDecodeError as error:
         raise UserError(f"{path}:{number}: not UTF-8 at byte {error.start}; save the file as UTF-8.") from None
     except (ValueError, RecursionError) as error:  # also integers of thousands of digits, deep nesting
         torn = not line.endswith(b"\n")
         hint = " The line has no end: was its writer killed? Run that stage again." if torn else ""
         raise UserError(f"{path}:{number}: not valid JSON ({error}).{hint}") from None
+
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")  # half of an escaped pair, too; json.loads takes both
+_LONE = re.compile("[\ud800-\udfff]")
+
+
+def without_surrogates(value: Any) -> Any:
+    """A JSON value with U+FFFD for each lone surrogate in its texts: UTF-8 has none, so that no tokenizer reads them."""
+    if isinstance(value, str):
+        return value if value.isascii() else _LONE.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [without_surrogates(item) for item in value]
+    if isinstance(value, dict):
+        return {without_surrogates(name): without_surrogates(item) for name, item in value.items()}
+    return value
 
 
 def _dataset(path: str | Path, kind: str) -> Place | None:
@@ -237,36 +284,38 @@ def _read(path: str | Path, kind: str, first: int = 0, step: int = 1) -> Iterato
         yield where, _check(_parsed(file, number, line), kind, where)
 
 
-def read_records(path: str | Path, kind: Kind) -> Iterator[dict]:
-    """Yields the checked records of a .jsonl or .jsonl.gz file, of all shards of a folder (`samples-*.jsonl`, …), or of
-    a prepared data set: its folder (all splits) or FOLDER/SPLIT.
-
-    Raises:
-      UserError: names file:line and field, and the remedy.
-    """
-    for _, record in _read(path, kind):
+def _unique(kind: str, records: Iterable[tuple[Callable[[], str], dict]]) -> Iterator[dict]:
+    """The records; UserError for one with the key (`_KEYS`) of an earlier one, with both addresses."""
+    names = _KEYS.get(kind, ())
+    seen: dict[Hashable, Callable[[], str]] = {}
+    for where, record in records:
+        if names:
+            key = tuple(record[name] for name in names)
+            if seen.setdefault(key, where) is not where:
+                field, shown = ", ".join(names), _shown(list(key) if len(key) > 1 else key[0])
+                raise UserError(f'{where()}: field "{field}" repeats {shown} of {seen[key]()}; remove one of them.')
         yield record
 
 
-def read_many(path: str | Path, kind: Kind, first: int = 0, step: int = 1) -> list[dict]:
-    """`read_records` as a list, and no two records with the same key: a problem's id, a sample's (problem_id, sample).
+def read_records(path: str | Path, kind: Kind, first: int = 0, step: int = 1) -> Iterator[dict]:
+    """Yields the checked records of a .jsonl or .jsonl.gz file, of all shards of a folder (`samples-*.jsonl`, …), or of
+    a prepared data set: its folder (all splits) or FOLDER/SPLIT.
 
-    A problem twice would count twice in an accuracy, a sample twice would vote twice. With `first` < `step` it is a slice:
-    records first, first + step, … (from 0). Of JSON Lines the others are passed over, of a data set they are not read.
+    With `first` < `step` it is a slice: records first, first + step, … (from 0). Of JSON Lines the others are passed over, of a
+    data set they are not read.
+
+    Raises:
+      UserError: names file:line and field, and the remedy; also for a record with the key of an earlier one (a problem's id, a
+        sample's problem_id and number).
     """
-    key: Callable[[dict], Hashable] | None = {
-        "problem": lambda r: r["id"],
-        "sample": lambda r: (r["problem_id"], r["sample"]),
-        "scored": lambda r: (r["problem_id"], r["sample"]),
-    }.get(kind)
-    name = "id" if kind == "problem" else "problem_id, sample"
-    seen: dict[Hashable, Callable[[], str]] = {}
-    records = []
-    for where, record in _read(path, kind, first, step):
-        if key is not None and seen.setdefault(key(record), where) is not where:
-            shown = _shown(list(key(record)) if kind != "problem" else key(record))
-            raise UserError(f'{where()}: field "{name}" repeats {shown} of {seen[key(record)]()}; remove one of them.')
-        records.append(record)
+    yield from _unique(kind, _read(path, kind, first, step))
+
+
+def read_many(path: str | Path, kind: Kind, first: int = 0, step: int = 1) -> list[dict]:
+    """`read_records` as a list. UserError also where there is no record at all."""
+    records = list(read_records(path, kind, first, step))
+    if not records and next(_read(path, kind), None) is None:
+        raise UserError(f"{path}: no record is in it; give a file of {kind} records.")
     return records
 
 
@@ -275,9 +324,14 @@ def check_record(record: dict, kind: Kind, where: str) -> dict:
     return _check(record, kind, lambda: where)
 
 
+def check_rows(rows: Iterable[tuple[str, dict]], kind: Kind) -> list[dict]:
+    """Checks (where, record) from elsewhere, as `read_records` does; an error begins with the record's `where`."""
+    return list(_unique(kind, ((partial(str, where), _check(record, kind, partial(str, where))) for where, record in rows)))
+
+
 def check_records(records: Iterable[dict], kind: Kind, origin: str) -> list[dict]:
     """Checks records made in memory, as by a converter; errors name `origin` and the record's number from 1."""
-    return [check_record(record, kind, f"{origin}, record {n}") for n, record in enumerate(records, start=1)]
+    return check_rows(((f"{origin}, record {n}", record) for n, record in enumerate(records, start=1)), kind)
 
 
 def has_answer(problem: Mapping[str, Any]) -> bool:

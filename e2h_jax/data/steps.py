@@ -1,11 +1,12 @@
 """Steps of a solution as spans of characters and of tokens, the same for training, scoring and reinforcement learning.
 
-A solution is text. Its steps are the paragraphs between blank lines (`templates.paragraphs`); the answer header and the
-paragraph after it are together one step, the final answer. Rules for odd text, none of which ever raises:
+A solution is text. Its steps are the paragraphs between blank lines (`Template.paragraphs`); what announces the final answer
+(a header, a box) and the answer are together the last step, where `Template.find_answer` finds one. Rules for odd text, none of
+which ever raises:
 
   * several blank lines in a row are one separator; blank lines at the start or end make no step;
-  * only the first answer header counts; text after the answer's paragraph keeps its tokens and belongs to no step;
-  * an answer header with nothing after it is the final answer all the same (`extract_answer` returns None for it);
+  * text after the answer's paragraph keeps its tokens and belongs to no step;
+  * where there is no answer, an answer header with nothing after it say, no step is the answer's;
   * a last step without a blank line after it has an empty separator; its score is read at its last token.
 
 Tokens are made piece by piece: the prompt, then each paragraph together with the blank lines after it. So a
@@ -315,8 +316,7 @@ def _labelled_layout(prefix: str, steps: Sequence[str], template: Template) -> t
         earlier = rows[index]
         rows[index] = row if earlier is None else row._replace(first=earlier.first)
     has_answer = has_answer and bool(rows) and rows[-1] is not None
-    # A bare header keeps the blank line that makes it one.
-    if has_answer and not template.tag and (template.answer != "header" or found[-1].first < found[-1].last):
+    if has_answer and not template.tag:
         pieces[-1] = pieces[-1].removesuffix(separator)
     return _lead(pieces, template), rows, has_answer, len(before)
 

@@ -13,64 +13,26 @@ describes: `e2h prepare` writes such a file for few-shot prompts, and `get_templ
 
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from e2h_jax.errors import UserError, nearest
+from e2h_jax.grading.extract import (
+    Answer,
+    Paragraph,
+    find_box,
+    find_inline,
+    find_section,
+    gaps_of,
+    hide_boxes,
+    hide_sections,
+    paragraphs,
+)
 
-_BLANK_LINES = re.compile(r"\n(?:[ \t\r]*\n)+")
-_BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
-
-
-class Paragraph(NamedTuple):
-    """Character positions in a text: [begin, end) holds one paragraph and the blank lines after it."""
-
-    begin: int
-    start: int  # [start, stop): the paragraph's text without surrounding white space; start == stop when there is none
-    stop: int
-    gap: int  # [gap, end): the blank lines; gap == end when the text ends without
-    end: int
-
-
-def paragraphs(text: str, gaps: re.Pattern = _BLANK_LINES) -> list[Paragraph]:
-    """Cuts a text at its blank lines, or at what else `gaps` finds; the pieces [begin, end) join to the text again."""
-    found = []
-    begin = 0
-    while begin < len(text):
-        match = gaps.search(text, begin)
-        gap, end = match.span() if match else (len(text), len(text))
-        body = text[begin:gap]
-        stop = begin + len(body.rstrip())
-        start = min(begin + len(body) - len(body.lstrip()), stop)
-        found.append(Paragraph(begin, start, stop, gap, end))
-        begin = end
-    return found
-
-
-def last_boxed(text: str) -> str | None:
-    r"""What the last `\boxed{…}` with balanced braces holds, stripped; None when there is none or it is empty.
-
-    Without any, a last `\boxed 9` counts, as TeX reads it: one character.
-    """
-    if span := _last_box(text):
-        return text[span[0] : span[1]].strip() or None
-    bare = re.findall(r"\\boxed\s+([^\s{}\\$])", text)
-    return bare[-1] if bare else None
-
-
-def _last_box(text: str) -> tuple[int, int] | None:
-    """Where the content of the last balanced box begins and ends. An escaped brace is no bracket. Linear in the text."""
-    opened: list[int] = []  # content positions of open boxes; -1 for other braces
-    found = (-1, -1)
-    for match in _BRACES.finditer(text):
-        if match.group() == "}":
-            if opened and (start := opened.pop()) > found[0]:
-                found = start, match.start()
-        elif match.group()[-1] == "{" and match.group() != "\\{":
-            opened.append(-1 if match.group() == "{" else match.end())
-    return found if found[0] >= 0 else None
+RECORD = "template.json"  # in a folder of samples: the template that they were sampled in
 
 
 @dataclass(frozen=True)
@@ -81,9 +43,8 @@ class Template:
       prompt: ends where the solution begins; `{question}` marks the question's place.
       opening: white space that a solution begins with, where a model is trained to write it itself.
       separator: written between steps.
-      answer: how the final answer is written, and found again: "header" = a paragraph `answer_header`, and the answer in the
-        next; "boxed" = in the last `\boxed{}`, whose paragraph is the final answer's step; "inline" = behind `answer_header`
-        at the end of a step, which is the final answer's, with a `tag` after every step.
+      answer: how the final answer is written, and found again (grading/extract.py): "header" = in a section that begins with
+        the line `answer_header`; "boxed" = in the last `\boxed{}`; "inline" = behind `answer_header` at the end of a step.
       answer_header: the words that announce the final answer ("boxed": of a solution that has no box yet, with the box).
       step_header: written in front of every step; `{number}` is its number from 1.
       tag: what ends a step instead of a blank line; "" = a blank line does.
@@ -114,7 +75,7 @@ class Template:
     def format_steps(self, steps: Sequence[str], answer: str | None) -> list[str]:
         """The texts of a solution's steps, the final answer included; none for the answer when it is None."""
         texts = [self.step_header.replace("{number}", str(n)) + step for n, step in enumerate(steps, start=1)]
-        if answer is None or (self.answer == "boxed" and texts and _last_box(texts[-1])):
+        if answer is None or (self.answer == "boxed" and texts and self.extract_answer(texts[-1]) == answer):
             return texts
         if self.answer == "header":
             return [*texts, self.answer_header + self.separator + answer]
@@ -137,44 +98,40 @@ class Template:
         return (self.opening if texts else "") + "".join(text + self.separator for text in texts)
 
     def paragraphs(self, text: str) -> list[Paragraph]:
-        """Cuts a text into paragraphs, or at its tags."""
+        """Cuts a text into paragraphs, also where the answer's header begins a line, or at its tags."""
         if not self.tag:
-            return paragraphs(text)
+            return paragraphs(text, gaps_of(self.answer_header if self.answer == "header" else ""))
         # White space is tried from its first character alone: from each, a long run of it would take time by its square.
         return paragraphs(text, re.compile(rf"(?:(?<!\s)\s+)?{re.escape(self.tag)}\s*"))
 
-    def answer_paragraphs(self, text: str, found: Sequence[Paragraph]) -> tuple[int, int] | None:
-        """Indices in `found` where the final answer's own step begins and ends; None when it has none.
-
-        "header": the first header's and the answer's (again the header's when none follows). "boxed": the paragraph in
-        which the last box ends, twice. "inline": the first that has the answer header in it, twice.
-        """
-        if self.answer == "boxed" and (box := _last_box(text)):
-            where = next(index for index, paragraph in enumerate(found) if box[1] < paragraph.end)
-            return where, where
-        if self.answer == "inline":
-            bodies = (text[paragraph.start : paragraph.stop] for paragraph in found)
-            return next(((i, i) for i, body in enumerate(bodies) if self.answer_header in body), None)
-        if self.answer == "header":
-            for index, paragraph in enumerate(found):
-                if text[paragraph.start : paragraph.stop] == self.answer_header:
-                    rest = (i for i in range(index + 1, len(found)) if found[i].start < found[i].stop)
-                    return index, next(rest, index)
-        return None
-
-    def extract_answer(self, text: str) -> str | None:
-        """The final answer as it is written; None when there is none. What follows a stop string does not count."""
+    def find_answer(self, text: str) -> Answer | None:
+        """Where the final answer is; None when there is none. What follows a stop string does not count."""
         text = self.until_stop(text)
         if self.answer == "boxed":
-            return last_boxed(text)
-        if self.answer == "inline":
-            _, header, rest = text.partition(self.answer_header)
-            return rest.split(self.tag)[0].strip() or None if header else None
-        found = paragraphs(text)
-        where = self.answer_paragraphs(text, found)
-        if where is None or where[0] == where[1]:
+            return find_box(text)
+        find = find_inline if self.answer == "inline" else find_section
+        return find(text, self.paragraphs(text), self.answer_header)
+
+    def extract_answer(self, text: str) -> str | None:
+        """The final answer as it is written; None when there is none."""
+        found = self.find_answer(text)
+        return text[found.start : found.stop] if found else None
+
+    def answer_paragraphs(self, text: str, found: Sequence[Paragraph]) -> tuple[int, int] | None:
+        """Indices in `found` of the first and last paragraph of the final answer's own step; None when there is no answer."""
+        answer = self.find_answer(text)
+        if answer is None:
             return None
-        return text[found[where[1]].start : found[where[1]].stop]
+        ends = [paragraph.end for paragraph in found]
+        return bisect_right(ends, answer.begin), bisect_right(ends, answer.stop - 1)
+
+    def hide_answers(self, step: str) -> str:
+        """A step's text without what would be taken for the final answer."""
+        if self.answer == "boxed":
+            return hide_boxes(step)
+        if self.answer == "inline":
+            return step.replace(self.answer_header, f"{self.answer_header[:-1]} {self.answer_header[-1:]}")
+        return hide_sections(step, self.answer_header)
 
     def until_stop(self, text: str) -> str:
         """The text before the first stop string."""
@@ -254,6 +211,17 @@ def write_template(path: str | Path, template: Template) -> None:
     write_json(path, asdict(template))
 
 
+def recorded_template(path: str | Path) -> Template | None:
+    """The template that `sample` recorded beside the samples in `path`, a folder or a file of one; None where it has not.
+
+    Raises:
+      UserError: the record is damaged.
+    """
+    path = Path(path)
+    record = (path if path.is_dir() else path.parent) / RECORD
+    return get_template(str(record)) if record.is_file() else None
+
+
 def get_template(name: str) -> Template:
     """The template of this name, or in the JSON file of this path.
 
@@ -269,12 +237,40 @@ def get_template(name: str) -> Template:
         )
     try:
         described = json.loads(Path(name).read_text(encoding="utf-8"))
-        known = {field.name for field in fields(Template)}
-        if unknown := [field for field in described if field not in known]:
-            raise UserError(f'{name}: a template has no field "{unknown[0]}"{nearest(unknown[0], known)}.')
-        template = Template(**{k: tuple(v) if isinstance(v, list) else v for k, v in described.items()})
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{name}: not a template file ({error}).") from None
+    return _described(described, name)
+
+
+def _described(described: Any, path: str) -> Template:
+    """The template that a file describes; UserError, which names the field, for one with which nothing could be done."""
+    if not isinstance(described, dict):
+        raise UserError(f"{path}: not a template file; it must hold one object with the fields of a template.")
+    known = {field.name: field for field in fields(Template)}
+    for name, value in described.items():
+        if name not in known:
+            raise UserError(f'{path}: a template has no field "{name}"{nearest(name, known)}.')
+        texts = value if isinstance(value, list) else [None]
+        if known[name].type is str:
+            fits, wanted = isinstance(value, str), "a text"
+        else:
+            fits, wanted = all(isinstance(text, str) and text for text in texts) or value == [], "a list of texts, none empty"
+        if not fits:
+            raise UserError(f'{path}: the field "{name}" must be {wanted}, not {json.dumps(value)[:60]}.')
+    for name in ("name", "prompt"):
+        if not described.get(name):
+            raise UserError(f'{path}: a template needs the field "{name}", a text that is not empty.')
+    template = Template(**{k: tuple(v) if isinstance(v, list) else v for k, v in described.items()})
     if template.answer not in ("header", "boxed", "inline") or "{question}" not in template.prompt:
-        raise UserError(f'{name}: "answer" must be header, boxed or inline, and "prompt" must hold {{question}}.')
+        raise UserError(f'{path}: "answer" must be header, boxed or inline, and "prompt" must hold {{question}}.')
+    if template.tag != template.tag.strip():
+        raise UserError(f'{path}: "tag" must have no white space around it; write that into "separator".')
+    if len(template.paragraphs(f"a{template.separator}b")) != 2:
+        cut = f"the tag {template.tag!r}" if template.tag else "a blank line"
+        raise UserError(f'{path}: "separator" must hold {cut}, where a text is cut into steps.')
+    if template.extract_answer(template.format_solution(["a"], "7")) != "7":
+        raise UserError(
+            f'{path}: an answer that is written by "answer", "answer_header", "separator" and "stop" is not found again by '
+            "them; mend these fields (docs/data.md, Templates)."
+        )
     return template

@@ -20,6 +20,7 @@ class Method:
     aggregation: str | None
     n: int
     accuracy: np.ndarray  # float [P]: expected accuracy on each problem
+    drawn: int = 0  # random subsets of n samples that stand for all of them; 0: all, the accuracy is exact
 
     def named(self) -> dict:
         """Returns the fields that name the row in `results.json`."""
@@ -61,10 +62,10 @@ def methods(
         votes.append(("weighted", LIKELIHOOD, None, voting.likelihood_weights(generator.logprob)))
     weights = np.stack([weight for *_, weight in votes])
     for k in estimators.sizes(correct.shape[1]):
-        chosen = estimators.subsets(correct.shape[1], k, rng)
-        accuracies = estimators.vote_at_k(answers, correct, weights, chosen)
+        drawn = estimators.drawn(correct.shape[1], k)
+        accuracies = estimators.vote_at_k(answers, correct, weights, k, rng)
         for (decoding, evaluator, name, _), accuracy in zip(votes, accuracies, strict=True):
-            found.append(Method(generator.name, decoding, evaluator, name, k, accuracy))
+            found.append(Method(generator.name, decoding, evaluator, name, k, accuracy, drawn))
         for evaluator, name, values in rankings:
             accuracy = estimators.best_of_k(values, correct, k)
             found.append(Method(generator.name, "best_of_n", evaluator, name, k, accuracy))
@@ -121,13 +122,17 @@ def results_rows(found: Sequence[Method], groups: Groups) -> list[dict]:
     accuracy = [method.accuracy for method in found]
     main, levels = statistics(accuracy, groups.main), statistics(accuracy, groups.levels)
     return [
-        {**method.named(), **by_group, "levels": by_level}
+        {**method.named(), "drawn": method.drawn, **by_group, "levels": by_level}
         for method, by_group, by_level in zip(found, main, levels, strict=True)
     ]
 
 
 def paired_rows(found: Sequence[Method], groups: Groups) -> list[dict]:
-    """Returns the "paired" rows: each re-ranking minus its generator's majority at the same n, same resamples."""
+    """Returns the "paired" rows: each re-ranking minus its generator's majority at the same n, same resamples.
+
+    Where subsets were drawn, weighted voting and majority voting see the same ones; best-of-n has seen all of them, so its
+    difference has the error of the majority, which the interval includes (`estimators.py`).
+    """
     majority = {(method.generator, method.n): method for method in found if method.decoding == "majority"}
     compared = [method for method in found if method.decoding in ("weighted", "best_of_n")]
     differences = [method.accuracy - majority[method.generator, method.n].accuracy for method in compared]
@@ -176,12 +181,13 @@ def quality_rows(
         if labels and evaluator in generator.step_scores:
             row["steps"] = {}
             for group, (mask, _) in groups.main.items():
-                pairs = [
-                    (generator.step_scores[evaluator][problem][index], labels[problem_ids[problem], sample["sample"]])
+                judged_steps = [
+                    (generator.step_scores[evaluator][problem][index], labels[problem_ids[problem], sample["sample"]], problem)
                     for problem in np.flatnonzero(mask)
                     for index, sample in enumerate(generator.samples[problem])
                     if (problem_ids[problem], sample["sample"]) in labels
                 ]
-                row["steps"][group] = quality.step_quality([given for given, _ in pairs], [true for _, true in pairs])
+                columns = [list(column) for column in zip(*judged_steps, strict=True)] or [[], [], []]
+                row["steps"][group] = quality.step_quality(*columns)
         rows.append(row)
     return rows

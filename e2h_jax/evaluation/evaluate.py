@@ -14,6 +14,8 @@ It needs no accelerator and no JAX: any system's samples and scores can be compa
     e2h recipe --config=configs/rerank_pool.py --workdir=runs/rerank_pool    (an example on real solutions)
 """
 
+import sys
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from e2h_jax.data.storage import write_json
+from e2h_jax.data.unanswered import Unanswered
 from e2h_jax.errors import UserError, nearest
 from e2h_jax.evaluation import comparison, curves, inputs, paper, tables
 from e2h_jax.evaluation.voting import AGGREGATIONS
@@ -49,6 +52,7 @@ def defaults() -> ConfigDict:
     config.compare = ()
     # Evaluator -> the paper's curve that this run reproduces, "prm800k SFT-7b + OPRM-7b" say, drawn beside it by `e2h show`.
     config.paper = ConfigDict()
+    config.max_no_answer = 0.2  # share of a generator's solutions without a recognised answer above which it warns
     config.max_samples = 0  # use the first so many samples of each problem; 0 = all
     config.bootstrap = 2000  # resamples of the problems for the 95 % intervals
     config.seed = 0  # of the resamples and of the random subsets of samples
@@ -71,6 +75,8 @@ def run(config: ConfigDict, workdir: str | Path) -> dict:
         inputs.read_generator(name, paths, problems, config.max_samples, config.rules)
         for name, paths in config.generators.items()
     ]
+    for generator in generators:
+        _warn(generator, config.max_no_answer)
     labels = inputs.read_labels(config.labelled, generators) if config.labelled else {}
     groups = comparison.Groups(
         [problem["level"] for problem in problems],
@@ -145,8 +151,20 @@ def _check(config: ConfigDict) -> None:
     paper.check(config.paper)
     if config.bootstrap < 100:
         raise UserError(f"config.bootstrap is {config.bootstrap}; an interval needs 100 resamples, better 2000.")
+    if not 0 <= config.max_no_answer <= 1:
+        raise UserError(f"config.max_no_answer={config.max_no_answer} is a share from 0 to 1 (1 = never warn).")
     if config.max_samples < 0:
         raise UserError(f"config.max_samples is {config.max_samples}; give a number of samples, or 0 for all.")
+
+
+def _warn(generator: inputs.Generator, most: float) -> None:
+    """Tells of solutions without a recognised answer, if there are many: they count as wrong, whatever they say."""
+    for what, drawn in (("samples", chain.from_iterable(generator.samples)), ("greedy", generator.greedy_samples)):
+        found = Unanswered()
+        for sample in drawn:
+            found.add(sample["text"], sample["answer"] is not None)
+        if sentence := found.sentence(most):
+            print(f"e2h: config.generators.{generator.name}.{what}: {sentence}. Each counts as wrong.", file=sys.stderr)
 
 
 def _summary(results: dict, adopted: dict[str, str]) -> dict:

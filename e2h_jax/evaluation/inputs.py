@@ -1,7 +1,7 @@
 """From records to arrays: problems, a generator's samples and their scores, joined, checked for gaps, and graded."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,10 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from e2h_jax.data.records import has_answer, read_many, read_records
+from e2h_jax.data.templates import get_template, recorded_template
 from e2h_jax.errors import UserError, nearest
 from e2h_jax.grading import extract_answer, grade, group_answers
 
-_GENERATOR_FIELDS = ("samples", "greedy", "scored")
+_GENERATOR_FIELDS = ("samples", "greedy", "scored", "template")
 
 # Named like an evaluator: the control that re-ranks by the generator's own log-probability.
 LIKELIHOOD = "likelihood"
@@ -41,8 +42,6 @@ def read_problems(path: str) -> list[dict]:
     if not path:
         raise UserError('the field "config.problems" is empty: give the file of the problems that were sampled.')
     problems = read_many(path, "problem")
-    if not problems:
-        raise UserError(f"{path}: no problem in it; give the file of the problems that were sampled.")
     unknown = [problem["id"] for problem in problems if not has_answer(problem)]
     if unknown:
         count = f"{len(unknown)} of {len(problems)} problems have"
@@ -55,11 +54,12 @@ def read_generator(
 ) -> Generator:
     """Reads and grades what the config names for one generator.
 
-    A sample has the answer that `extract_answer` finds in its text, also when it was cut off by length after writing
-    it; without one it casts no vote and is wrong. An undecided verdict counts as wrong, and is counted.
+    A sample has the answer that its template finds in its text, also when it was cut off by length after writing it; without
+    one it casts no vote and is wrong. An undecided verdict counts as wrong, and is counted.
 
     Args:
-      paths: samples, greedy (files or folders, "" for none), scored {evaluator: file or folder}.
+      paths: samples, greedy (files or folders, "" for none), scored {evaluator: file or folder}, template (in which they are
+        written; "" = the one that `sample` recorded beside them, else "any": a section, or a box).
       max_samples: the first so many samples of each problem; 0 for all.
       rules: of grading, which also tell which answers share their votes.
 
@@ -68,7 +68,7 @@ def read_generator(
     """
     where = f"config.generators.{name}"
     _check_paths(where, paths)
-    samples_path, greedy_path = paths.get("samples", ""), paths.get("greedy", "")
+    samples_path, greedy_path, template = (paths.get(field, "") for field in ("samples", "greedy", "template"))
     scored_paths = paths.get("scored", {})
     if not samples_path and not greedy_path:
         raise UserError(f"{where}: neither samples nor greedy is given; name at least one file.")
@@ -80,10 +80,12 @@ def read_generator(
     drawn: list[list[dict]] = []
     if greedy_path:
         drawn = _group(greedy_path, problems, 1)
-        greedy = _grade(problems, drawn, counts, rules, f"grading {name} greedy")[0][:, 0]
+        extract = _extractor(where, template, greedy_path)
+        greedy = _grade(problems, drawn, extract, counts, rules, f"grading {name} greedy")[0][:, 0]
     if samples_path:
         samples = _group(samples_path, problems, max_samples)
-        correct, answers = _grade(problems, samples, counts, rules, f"grading {name} samples")
+        extract = _extractor(where, template, samples_path)
+        correct, answers = _grade(problems, samples, extract, counts, rules, f"grading {name} samples")
         logprobs = [[sample["logprob"] for sample in row] for row in samples]
         if not any(value is None for row in logprobs for value in row):
             logprob = np.array(logprobs, dtype=np.float64)
@@ -106,18 +108,33 @@ def _check_paths(where: str, paths: ConfigDict) -> None:
             raise UserError(f'{where}.scored must name an evaluator for its file, such as {{"prm": "…"}}, not {value!r}.')
         for path in value.values() if entry == "scored" else (value,):
             if not isinstance(path, str):
-                raise UserError(f"{where}.{entry} must hold paths as texts, not {path!r}.")
+                what = "a template's name as text" if entry == "template" else "paths as texts"
+                raise UserError(f"{where}.{entry} must hold {what}, not {path!r}.")
     if LIKELIHOOD in paths.get("scored", {}):
         raise UserError(f'{where}.scored: "{LIKELIHOOD}" is the name of the control by log-probability; choose another.')
+
+
+def _extractor(where: str, template: str, path: str) -> Callable[[str], str | None]:
+    """What finds the final answer in the texts of `path`, which are written in `template`, see `read_generator`."""
+    if template and template != "any":
+        try:
+            return get_template(template).extract_answer
+        except UserError as error:
+            raise UserError(f"{where}.template: {str(error).removeprefix('template: ')}") from None
+    recorded = None if template else recorded_template(path)
+    return recorded.extract_answer if recorded else extract_answer
 
 
 def _group(path: str, problems: Sequence[dict], max_samples: int) -> list[list[dict]]:
     """Returns the samples of each problem in order, [P][N], the same N for all; leaves out those of other problems."""
     rows: dict[str, list[dict]] = {problem["id"]: [] for problem in problems}
-    for sample in read_many(path, "sample"):
+    records = read_many(path, "sample")
+    for sample in records:
         if sample["problem_id"] in rows:
             rows[sample["problem_id"]].append(sample)
     most = max(map(len, rows.values()))
+    if not most:
+        raise _strangers(path, records, rows)
     wanted = min(most, max_samples) if max_samples else most
     short = [(problem, len(row)) for problem, row in rows.items() if len(row) < max(wanted, 1)]
     if short:
@@ -130,8 +147,22 @@ def _group(path: str, problems: Sequence[dict], max_samples: int) -> list[list[d
     return [sorted(row, key=lambda sample: sample["sample"])[:wanted] for row in rows.values()]
 
 
+def _strangers(path: str, records: Sequence[dict], ids: Iterable[str]) -> UserError:
+    """For records of which none is of a problem that is evaluated."""
+    one, other = records[0]["problem_id"], next(iter(ids))
+    return UserError(
+        f'{path}: no problem_id of its {len(records):,} records is the id of a problem (the first is "{one}", the first '
+        f'problem\'s id "{other}"); give the problems that were sampled.'
+    )
+
+
 def _grade(
-    problems: Sequence[dict], samples: Sequence[Sequence[dict]], counts: dict[str, int], rules: str, title: str
+    problems: Sequence[dict],
+    samples: Sequence[Sequence[dict]],
+    extract: Callable[[str], str | None],
+    counts: dict[str, int],
+    rules: str,
+    title: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns verdicts bool [P, N] and answer numbers int [P, N]; adds to `counts`, to every sample its answer and verdict."""
     correct = np.zeros((len(problems), len(samples[0])), dtype=bool)
@@ -142,7 +173,7 @@ def _grade(
     with Progress(*columns, console=console, disable=console.is_jupyter) as progress:
         task = progress.add_task(title, total=correct.size)
         for row, (problem, drawn) in enumerate(zip(problems, samples, strict=True)):
-            given = [extract_answer(sample["text"]) for sample in drawn]
+            given = [extract(sample["text"]) for sample in drawn]
             answers[row] = group_answers(given, rules)
             for column, (sample, answer) in enumerate(zip(drawn, given, strict=True)):
                 verdict = grade(answer, problem["answer"], rules)
@@ -160,7 +191,10 @@ def _scores(path: str, samples_path: str, problems: Sequence[dict], samples: lis
     """Returns the step scores of every sample, [P][N][steps]."""
     texts = {(row["problem_id"], row["sample"]): row["text"] for drawn in samples for row in drawn}
     found: dict[tuple[str, int], list[float]] = {}
-    for record in read_many(path, "scored"):
+    records = read_many(path, "scored")
+    if problems and {record["problem_id"] for record in records}.isdisjoint(problem["id"] for problem in problems):
+        raise _strangers(path, records, [problem["id"] for problem in problems])
+    for record in records:
         key = (record["problem_id"], record["sample"])
         if key not in texts:
             continue
@@ -201,6 +235,10 @@ def read_labels(
             raise UserError(f"{path}: record {number} needs {field_}, one of {', '.join(names)}: several have scores.")
         name = record.get("generator", names[0] if names else "")
         key = (record["problem_id"], record["sample"])
+        if not isinstance(name, str):
+            raise UserError(f'{path}: record {number}: field "generator" must be text, not {name!r}.')
+        if key in labels.get(name, ()):
+            raise UserError(f'{path}: record {number} repeats problem "{key[0]}", sample {key[1]}; remove one of them.')
         if key in sampled.get(name, ()):
             labels[name][key] = record["labels"]
     if not any(labels.values()):

@@ -2,8 +2,12 @@
 
 Accuracy depends on how many of the judged things are right, so it is given twice: raw, and balanced (the mean of the
 accuracies on the right and on the wrong ones), which is what a set with as many right as wrong ones would give on
-average; the paper's table 10 uses such sets. The area under the ROC curve does not depend on the balance, so there is
-one.
+average; the paper's table 10 uses such sets.
+
+The area under the ROC curve does not depend on the balance, but on what is compared, so it is given twice too: pooled
+over all problems, and within problems. A judge that knows nothing but how difficult a problem is scores the solutions
+of easy problems higher, and more of those are right: its pooled AUC is high, and it is no use for choosing among the
+solutions of a problem, which is what re-ranking does. Within problems its AUC is 0.5.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,14 +37,38 @@ def auc(scores: np.ndarray, right: np.ndarray) -> float | None:
     return float((midranks[position][right].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def judge(scores: np.ndarray, right: np.ndarray, threshold: float | None) -> dict[str, float | None]:
-    """Returns {"auc", "accuracy", "balanced_accuracy"} of scores [n] against right [n].
+def auc_within(scores: np.ndarray, right: np.ndarray, problems: np.ndarray) -> tuple[float | None, int]:
+    """Returns the mean of each problem's own AUC, ties counting half, and of how many problems it is the mean.
 
-    A score of at least `threshold` says right; None, for scores that have no threshold, leaves the accuracies null.
-    Balanced accuracy is null when all are right or all are wrong.
+    A problem whose things are all right or all wrong has none and is left out (None when that is every problem). The
+    others count the same, however many pairs they have.
+
+    Args:
+      scores: [n].
+      right: [n], boolean.
+      problems: number of the problem that each belongs to, [n].
+    """
+    order = np.argsort(problems, kind="stable")
+    ends = np.flatnonzero(np.diff(np.asarray(problems)[order])) + 1
+    found = [auc(scores[own], right[own]) for own in np.split(order, ends)]
+    values = [value for value in found if value is not None]
+    return (sum(values) / len(values) if values else None), len(values)
+
+
+def judge(scores: np.ndarray, right: np.ndarray, problems: np.ndarray, threshold: float | None) -> dict:
+    """Returns {"auc", "auc_within", "auc_problems", "accuracy", "balanced_accuracy"} of scores [n] against right [n].
+
+    `auc_problems` is the number of problems that `auc_within` is the mean of. A score of at least `threshold` says right;
+    None, for scores that have no threshold, leaves the accuracies null. Balanced accuracy is null when all are right or
+    all are wrong.
+
+    Args:
+      problems: number of the problem that each belongs to, [n].
     """
     right = np.asarray(right, dtype=bool)
-    result: dict[str, float | None] = {"auc": _rounded(auc(scores, right)), "accuracy": None, "balanced_accuracy": None}
+    within, mixed = auc_within(scores, right, problems)
+    result = {"auc": _rounded(auc(scores, right)), "auc_within": _rounded(within), "auc_problems": mixed}
+    result |= {"accuracy": None, "balanced_accuracy": None}
     if threshold is None or not right.size:
         return result
     agrees = (scores >= threshold) == right
@@ -58,31 +86,35 @@ def outcome_quality(scores: Mapping[str, np.ndarray], correct: np.ndarray) -> di
       correct: verdicts, [problems, samples].
     """
     right = correct.ravel()
-    judged = {name: judge(values.ravel(), right, THRESHOLDS.get(name)) for name, values in scores.items()}
+    problems = np.repeat(np.arange(len(correct)), correct.shape[1])
+    judged = {name: judge(values.ravel(), right, problems, THRESHOLDS.get(name)) for name, values in scores.items()}
     return {"samples": right.size, "right": int(right.sum()), **judged}
 
 
-def step_quality(scores: Sequence[Sequence[float]], labels: Sequence[Sequence[float | None]]) -> dict:
-    """Returns {"steps", "right", "skipped", "auc", "accuracy", "balanced_accuracy"}: step scores against step labels.
+def step_quality(
+    scores: Sequence[Sequence[float]], labels: Sequence[Sequence[float | None]], problems: Sequence[int]
+) -> dict:
+    """Returns {"steps", "right", "skipped"} and the judgement: step scores against step labels.
 
     A soft label of at least 0.5 counts as right; null labels are left out. A solution with more or fewer scores than
     labels (cut differently into steps, or truncated before scoring) is skipped and counted.
 
     Args:
       scores, labels: per solution, of each step in order.
+      problems: number of each solution's problem.
     """
     same = [len(given) == len(true) for given, true in zip(scores, labels, strict=True)]
-    pairs = [
-        (score, label >= 0.5)
-        for given, true, fits in zip(scores, labels, same, strict=True)
+    judged = [
+        (score, label >= 0.5, problem)
+        for given, true, problem, fits in zip(scores, labels, problems, same, strict=True)
         if fits
         for score, label in zip(given, true, strict=True)
         if label is not None
     ]
-    values, right = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
+    values, right, of = np.array(judged, dtype=np.float64).reshape(-1, 3).T
     right = right.astype(bool)
     counts = {"steps": right.size, "right": int(right.sum()), "skipped": len(same) - sum(same)}
-    return {**counts, **judge(values, right, 0.5)}
+    return {**counts, **judge(values, right, of, 0.5)}
 
 
 def _rounded(value: float | None) -> float | None:

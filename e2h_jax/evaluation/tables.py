@@ -119,7 +119,7 @@ def markdown(results: Mapping, adopted: Mapping[str, str]) -> str:
     rows = results["rows"]
     parts = [
         "# Results",
-        "Accuracy in % with 95 % bootstrap intervals over problems. N samples: averages over all subsets of N samples. "
+        "Accuracy in % with 95 % bootstrap intervals over problems. N samples: averages over subsets of N samples. "
         "The last column is the paired difference on the hard problems to majority voting with the same samples.",
         markdown_table(*_cells(results, headline(rows, adopted))),
         *_compared(results["compared"]),
@@ -138,11 +138,26 @@ def markdown(results: Mapping, adopted: Mapping[str, str]) -> str:
         parts += ["## Evaluators as judges", _QUALITY, markdown_table(*_quality_cells(results["quality"]))]
     sizes = [row for row in rows if row["decoding"] != "greedy" and row in headline_at_all_sizes(rows, adopted)]
     if sizes:
-        parts += ["## By number of samples", markdown_table(*_cells(results, sizes))]
+        parts += ["## By number of samples", subsets_line(sizes), markdown_table(*_cells(results, sizes))]
     if results["seconds"]:
         body = [[stage, f"{seconds:,.1f}"] for stage, seconds in results["seconds"].items()]
         parts += ["## Seconds", markdown_table(["stage", "seconds"], body)]
     return "\n\n".join(parts) + "\n"
+
+
+def subsets_line(rows: Sequence[Mapping]) -> str:
+    """Returns which rows are averages over all subsets and which over drawn ones, and how far those may be off."""
+    voted = {row["n"]: row["drawn"] for row in rows if row["drawn"]}
+    if not voted:
+        return "All accuracies are averages over all subsets."
+    error = 50 / (max(voted.values()) * rows[0]["all"]["problems"]) ** 0.5
+    *before, last = map(str, sorted(voted))
+    sizes = f"{', '.join(before)} and {last}" if before else last
+    return (
+        f"Averages over all subsets, but for votes at N = {sizes}: {max(voted.values()):,} random subsets of the samples of "
+        f"each problem, the same ones for all votes. Their standard error is at most {error:.2f} points over all problems, "
+        "and the intervals include it."
+    )
 
 
 def _compared(rows: Sequence[Mapping]) -> list[str]:
@@ -154,8 +169,9 @@ def _compared(rows: Sequence[Mapping]) -> list[str]:
 
 
 _QUALITY = (
-    "AUC: how often a right one scores above a wrong one. Accuracy: at the threshold of the score (0.5; odds 1), "
-    "raw / balanced between right and wrong ones."
+    "AUC: how often a right one scores above a wrong one, pooled over all problems (and, in brackets, within a problem: the "
+    "mean over the problems that have both; this is what re-ranking needs, for a judge of difficulty alone has 0.5 there). "
+    "Accuracy: at the threshold of the score (0.5; odds 1), raw / balanced between right and wrong ones."
 )
 
 
@@ -195,13 +211,14 @@ def _quality_cells(quality: Sequence[Mapping]) -> tuple[list[str], list[list[str
 
     def cells(judged: Mapping) -> list[str]:
         accuracies = (shown(judged["accuracy"], True), shown(judged["balanced_accuracy"], True))
-        return [shown(judged["auc"], False), "–" if accuracies == ("–", "–") else " / ".join(accuracies)]
+        areas = f"{shown(judged['auc'], False)} ({shown(judged['auc_within'], False)})"
+        return ["–" if judged["auc"] is None else areas, "–" if accuracies == ("–", "–") else " / ".join(accuracies)]
 
     header = [
         "generator",
         "evaluator",
         "judged",
-        *(f"{group} {what}" for group in _GROUPS for what in ("AUC", "accuracy")),
+        *(f"{group} {what}" for group in _GROUPS for what in ("AUC (within)", "accuracy")),
     ]
     body = []
     for row in quality:

@@ -27,8 +27,8 @@ THRESHOLDS = {aggregation: 0.5 for aggregation in AGGREGATIONS} | {"mean_odds": 
 
 EDGE = 1e-6
 
-# Sums of the same weights in another order differ by rounding; such totals are the same.
-_TIE = 1e-9
+# Sums and products of the same numbers in another order differ by rounding; such totals and scores are the same.
+TIE = 1e-9
 
 
 def aggregate(step_scores: Sequence[Sequence[float]], aggregation: str) -> np.ndarray:
@@ -89,14 +89,14 @@ def winning_accuracy(totals: np.ndarray, present: np.ndarray, correct: np.ndarra
         totals 0.
       correct: 1 where the answer is right, 0 where wrong, [answers] (a share in between is allowed).
     """
-    tied = totals >= totals.max(axis=0) * (1 - _TIE)
+    tied = totals >= totals.max(axis=0) * (1 - TIE)
     tied &= present
     right = sum(correct[answer] * tied[answer] for answer in np.flatnonzero(correct))
     return right / np.maximum(tied.sum(axis=0, dtype=np.int32), 1)
 
 
 def group_accuracy(answers: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the answers of one problem as votes: who gave which, [samples, answers], and how right each is,
+    """Returns the answers of one problem as votes: who gave which, [answers, samples], and how right each is,
     [answers].
 
     An answer is as right as the share of its samples that were graded correct: 0 or 1 nearly always, since samples

@@ -4,11 +4,13 @@
 
   outcome      every step of a solution gets the solution's outcome, 1 or 0 (ORM). Of a question, `per_problem` solutions at
                most; the more frequent outcome is thinned out by the seed until there are at most `ratio` of it for one of the
-               other. A question with one outcome alone has no such ratio and gives nothing.
+               other. A question with one outcome alone has no such ratio and gives nothing. Of solutions with the same text
+               the first by sample number is used.
   completions  every step gets what came of completing the solution from there (PRM; Wang et al. 2024): `hard` = 1 if any
                completion reaches the answer, `soft` = the share that does. The last step gets the solution's own outcome.
 
-For `completions`, `e2h prepare` with source "prefixes" writes a problem for each step, and `sample` completes them.
+For `completions`, `e2h prepare` with source "prefixes" writes a problem for each step, and `sample` completes them. Where a
+problem has a `prefix`, that is the beginning of each of its solutions: it is read, and not labelled.
 """
 
 import random
@@ -24,9 +26,10 @@ from e2h_jax.data.dataset import show as show_dataset
 from e2h_jax.data.dataset import write_dataset
 from e2h_jax.data.prefixes import prefix_id
 from e2h_jax.data.records import has_answer, read_many, read_records
-from e2h_jax.data.steps import split_steps
+from e2h_jax.data.steps import Step, split_steps
 from e2h_jax.data.storage import as_json
 from e2h_jax.data.templates import Template, get_template
+from e2h_jax.data.unanswered import Unanswered
 from e2h_jax.errors import UserError, nearest
 from e2h_jax.grading import grade
 
@@ -43,6 +46,9 @@ def defaults() -> ConfigDict:
     config.prefixes = ""  # completions: the data set that `prepare` made of the same samples
     config.completions = ""  # completions: sampled completions of those
     config.estimate = "hard"  # completions: hard | soft
+    # Refuse if more than this share of the solutions, or of the completions, has no answer that the template recognises: each
+    # would be labelled wrong, whatever it says. 1 = never refuse.
+    config.max_no_answer = 0.2
     config.seed = 0
     config.template = "e2h"
     config.name = ""  # of the data set; "" = orm or prm
@@ -59,6 +65,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         raise UserError(f'config.estimate="{config.estimate}" must be hard or soft.')
     if config.per_problem < 0 or (config.ratio and config.ratio < 1):
         raise UserError("config.per_problem must be at least 0, and config.ratio at least 1 (or 0).")
+    if not 0 <= config.max_no_answer <= 1:
+        raise UserError(f"config.max_no_answer={config.max_no_answer} is a share from 0 to 1 (1 = never refuse).")
     card = Card(f"Our own generator's solutions of {config.problems}, graded.")
     grader = _Grader(config, card)
     stream = (("train", record) for record in methods[config.method](config, grader, card))
@@ -79,7 +87,7 @@ class _Grader:
         self.template: Template = get_template(config.template)
         self.levels = set(config.levels)
         self.problems = {problem["id"]: problem for problem in read_many(config.problems, "problem")}
-        self._path, self._card = config.problems, card
+        self._path, self._card, self._most = config.problems, card, config.max_no_answer
         self._grade = cache(grade)
 
     def problem_of(self, sample: dict, path: str) -> dict | None:
@@ -94,8 +102,33 @@ class _Grader:
             raise UserError(f'{self._path}: problem "{problem["id"]}" has no answer to grade against; {remedy}.')
         return problem
 
+    def answer(self, text: str) -> str | None:
+        """The answer of a whole solution as it is written."""
+        return self.template.extract_answer(text)
+
+    def whole(self, text: str, problem: dict) -> str:
+        """A sampled text behind the problem's prefix."""
+        return self.template.join_steps(problem.get("prefix", ""), ()) + text
+
+    def steps(self, text: str, problem: dict) -> list[Step]:
+        """The steps of `whole` that are not of the prefix."""
+        before = len(split_steps(self.whole("", problem), self.template))
+        return split_steps(self.whole(text, problem), self.template)[before:]
+
+    def texts(self, text: str, problem: dict) -> list[str]:
+        """The texts of `steps`."""
+        whole = self.whole(text, problem)
+        return [whole[step.start : step.end] for step in self.steps(text, problem)]
+
+    def check(self, found: Unanswered, path: str) -> None:
+        """Raises UserError if too many solutions of `path` have no answer."""
+        if sentence := found.sentence(self._most):
+            remedy = "name the template that they are written in (config.template), or raise config.max_no_answer"
+            raise UserError(f"{path}: {sentence}; {remedy}.")
+
     def is_right(self, text: str, problem: dict) -> bool:
-        answer = self.template.extract_answer(text)
+        """Whether a whole solution has the problem's answer."""
+        answer = self.answer(text)
         verdict = "wrong" if answer is None else self._grade(answer, problem["answer"])
         self._card.counts["graded"] += 1
         self._card.counts["graded: no answer"] += answer is None
@@ -113,22 +146,26 @@ def _outcomes(config: ConfigDict, grader: _Grader, card: Card) -> Iterator[dict]
         else "Outcomes as they fell.",
     ]
     by_problem: dict[str, list[dict]] = defaultdict(list)
-    for sample in read_records(config.samples, "sample"):
-        if grader.problem_of(sample, config.samples) is not None:
-            by_problem[sample["problem_id"]].append(sample)
+    found = Unanswered()
+    for sample in read_many(config.samples, "sample"):
+        if (problem := grader.problem_of(sample, config.samples)) is not None:
+            by_problem[problem["id"]].append(sample)
+            found.add(sample["text"], grader.answer(grader.whole(sample["text"], problem)) is not None)
+    grader.check(found, config.samples)
     for identity, samples in by_problem.items():
         problem = grader.problems[identity]
-        samples = sorted(samples, key=lambda sample: sample["sample"])
-        different = list({sample["text"]: sample for sample in reversed(samples)}.values())[::-1]
+        different: dict[str, dict] = {}
+        for sample in sorted(samples, key=lambda sample: sample["sample"]):
+            different.setdefault(sample["text"], sample)
         card.counts["solutions with the text of another"] += len(samples) - len(different)
-        kept = [s for s in different if split_steps(s["text"], grader.template)][: config.per_problem or None]
-        right = {s["sample"]: grader.is_right(s["text"], problem) for s in kept}
+        kept = [s for s in different.values() if grader.steps(s["text"], problem)][: config.per_problem or None]
+        right = {s["sample"]: grader.is_right(grader.whole(s["text"], problem), problem) for s in kept}
         chosen = balance(right, config.ratio, f"labels-{config.seed}-{identity}")
         card.counts["questions"] += 1
         card.counts["questions with one outcome alone, left out"] += bool(kept) and not chosen
         card.counts["solutions left out for the ratio"] += len(kept) - len(chosen) if chosen else 0
         for sample in (s for s in kept if s["sample"] in chosen):
-            steps = _texts(sample["text"], grader.template)
+            steps = grader.texts(sample["text"], problem)
             yield _record(problem, sample, steps, [float(right[sample["sample"]])] * len(steps))
 
 
@@ -149,51 +186,62 @@ def _from_completions(config: ConfigDict, grader: _Grader, card: Card) -> Iterat
         else "A step's label is the share of completions from it that reach the answer."
     )
     card.rules.append("The last step, mostly the final answer, has the outcome of the solution itself.")
-    wanted: dict[tuple[str, int], set[int]] = defaultdict(set)
     prefixes = {}
     for prefix in read_many(config.prefixes, "problem"):
-        if not all(name in prefix for name in ("of", "sample", "step", "prefix")):
+        fields = {"of": str, "sample": int, "step": int, "prefix": str}
+        if any(type(prefix.get(name)) is not kind for name, kind in fields.items()):
             raise UserError(f'{config.prefixes}: "{prefix["id"]}" is not of `e2h prepare` with source "prefixes".')
         prefixes[prefix["id"]] = prefix
-        wanted[prefix["of"], prefix["sample"]].add(prefix["step"])
+    wanted = {(prefix["of"], prefix["sample"]) for prefix in prefixes.values()}
     outcomes: dict[str, list[bool]] = defaultdict(list)
+    found = Unanswered()
     for completion in read_records(config.completions, "sample"):
         prefix = prefixes.get(completion["problem_id"])
         if prefix is None:
             raise UserError(f'{config.completions}: "{completion["problem_id"]}" is not in {config.prefixes}.')
         problem = grader.problem_of({"problem_id": prefix["of"]}, config.prefixes)
         if problem is not None:
-            whole = grader.template.join_steps(prefix["prefix"], ()) + completion["text"]
+            whole = grader.whole(completion["text"], prefix)
+            found.add(whole, grader.answer(whole) is not None)
             outcomes[prefix["id"]].append(grader.is_right(whole, problem))
+    grader.check(found, config.completions)
+    solutions, found = [], Unanswered()
     for sample in read_many(config.samples, "sample"):
-        key = (sample["problem_id"], sample["sample"])
-        problem = grader.problem_of(sample, config.samples) if key in wanted else None
-        if problem is None:
+        if (sample["problem_id"], sample["sample"]) not in wanted:
+            card.counts["solutions without a prefix, left out"] += 1
             continue
-        steps = _texts(sample["text"], grader.template)
+        if (problem := grader.problem_of(sample, config.samples)) is None:
+            continue
+        solutions.append((sample, problem))
+        found.add(sample["text"], grader.answer(grader.whole(sample["text"], problem)) is not None)
+    grader.check(found, config.samples)
+    for sample, problem in solutions:
+        whole, spans = grader.whole(sample["text"], problem), grader.steps(sample["text"], problem)
         labels = []
-        for number in range(len(steps) - 1):
-            found = outcomes.get(prefix_id(*key, number))
-            if not found:
+        for number, step in enumerate(spans[:-1]):
+            identity = prefix_id(sample["problem_id"], sample["sample"], number)
+            if identity in prefixes and prefixes[identity]["prefix"] != whole[: step.end]:
                 raise UserError(
-                    f'{config.completions}: no completion of "{prefix_id(*key, number)}"; finish sampling {config.prefixes}.'
+                    f'{config.prefixes}: "{identity}" is not the beginning of that solution in {config.samples}; prepare the '
+                    "prefixes of these samples, and complete them."
                 )
-            labels.append(float(any(found)) if config.estimate == "hard" else sum(found) / len(found))
+            if not outcomes.get(identity):
+                raise UserError(f'{config.completions}: no completion of "{identity}"; finish sampling {config.prefixes}.')
+            ended = outcomes[identity]
+            labels.append(float(any(ended)) if config.estimate == "hard" else sum(ended) / len(ended))
         card.counts["solutions"] += 1
-        yield _record(problem, sample, steps, [*labels, float(grader.is_right(sample["text"], problem))])
-
-
-def _texts(text: str, template: Template) -> list[str]:
-    return [text[step.start : step.end] for step in split_steps(text, template)]
+        labels.append(float(grader.is_right(whole, problem)))
+        yield _record(problem, sample, grader.texts(sample["text"], problem), labels)
 
 
 def _record(problem: dict, sample: dict, steps: Sequence[str], labels: Sequence[float]) -> dict:
     return {
         "problem_id": problem["id"],
         "question": problem["question"],
-        "prefix": "",
+        "prefix": problem.get("prefix", ""),
         "steps": list(steps),
         "labels": list(labels),
         "level": problem["level"],
         "sample": sample["sample"],
+        "eos": sample["finish"] == "stop",
     }

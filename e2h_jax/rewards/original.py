@@ -90,21 +90,19 @@ def shape(
     """
     rewards = np.zeros(len(rollout.tokens), np.float64)
     last = max(length - 1, 0)
-    values = config.scale * step_values(config, [step.logit for step in steps]) if steps else np.zeros(0)
+    values = config.scale * step_values(config, [step.logit for step in steps])
     for step, value in zip(steps, values, strict=True):
         where = [last] if config.process_at == "end" else [step.offset, step.offset + 1]
         rewards[where] += value / len(where)
 
+    penalty = format_penalty(rollout.text) if config.format == "tiers" else 0.0
     terminal = {
         "outcome": config.unavailable if config.outcome == "none" else outcome(config, verdict),
-        "format": 0.0,
+        "format": penalty * config.format_value,
         "length": -max(config.min_length - last, 0) * config.min_length_coef,
     }
-    penalty = format_penalty(rollout.text) if config.format == "tiers" else 0.0
     if config.format_replaces and penalty:
         terminal |= {"outcome": 0.0, "format": config.format_value}
-    else:
-        terminal["format"] = penalty * config.format_value
     rewards[last] += sum(terminal.values())
     parts = {"process": float(values.sum())} | terminal | facts(bool(steps), verdict)
     return Shaped(rewards.astype(np.float32), length, parts)

@@ -1,13 +1,15 @@
 """Scoring: every step of every sampled solution judged by a reward model, to scored records.
 
-One forward pass scores all steps of a solution; solutions are batched by length, or packed into rows. Interrupted runs continue
-with what is missing. On several hosts each writes a share of the solutions.
+One forward pass scores all steps of a solution; solutions are batched by length, or packed into rows. A problem's `prefix`, the
+beginning of its solutions, is read with them; its own steps get no score. Interrupted runs continue with what is missing. On
+several hosts each writes a share of the solutions.
 """
 
 import json
 import sys
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import jax
@@ -17,7 +19,7 @@ from tqdm import tqdm
 
 from e2h_jax.data.records import read_many
 from e2h_jax.data.rewrite import rewrite
-from e2h_jax.data.steps import READ_AT, check_tag, encode_solutions
+from e2h_jax.data.steps import READ_AT, EncodedSolution, check_tag, encode_solutions, split_steps
 from e2h_jax.data.storage import ShardWriter, check_same, digest
 from e2h_jax.data.templates import get_template
 from e2h_jax.data.tokenizer import load_tokenizer
@@ -41,6 +43,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.written_in = ""  # template in which the samples are written, if it is another: they are rewritten for the model
     config.tokens_per_batch = 16_384  # padded tokens of one forward pass, over all devices
     config.length_bucket = 64  # solutions are padded to a multiple of this; a program is compiled for each length
+    config.too_long = "error"  # a solution longer than the model or `row_length`: error | zero (each of its steps scores 0)
     config.row_length = 0  # instead, pack solutions into rows of so many tokens: one program, hardly any padding; 0 = off
     config.mesh = (1, -1, 1)  # devices along (data, fsdp, tensor)
     config.dtype = ""  # compute dtype; "" = the model's own
@@ -71,7 +74,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     tokenizer, template = load_tokenizer(config.model), get_template(reads["template"])
     check_tag(tokenizer, template)
     written = get_template(config.written_in) if config.written_in else template
-    questions = {problem["id"]: problem["question"] for problem in read_many(config.problems, "problem")}
+    problems = {problem["id"]: problem for problem in read_many(config.problems, "problem")}
 
     key = lambda record: (record["problem_id"], record["sample"])  # noqa: E731
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -81,7 +84,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         doing = "scoring other samples or with another model"
         check_same(workdir / "inputs.json", inputs, resumed=bool(writer.done), write=jax.process_index() == 0, doing=doing)
         for sample in samples:
-            if sample["problem_id"] not in questions:
+            if sample["problem_id"] not in problems:
                 raise UserError(
                     f"{config.samples}: problem_id {sample['problem_id']!r} is not in {config.problems}; "
                     "give the problems that were sampled"
@@ -91,37 +94,40 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
                 f"{config.samples}: no sample has a step tag {written.tag!r}, as the template {written.name} has; "
                 "name the template that they are written in (config.written_in)"
             )
-        encoded = encode_solutions(
-            tokenizer,
-            [questions[sample["problem_id"]] for sample in samples],
-            [rewrite(sample["text"], written, template) for sample in samples],
-            template,
-            add_eos=False,
-        )
-        longest, total = max((len(solution.tokens) for solution in encoded), default=0), len(samples)
-        if longest > model_config.max_length:
-            raise UserError(f"a solution has {longest} tokens, more than the model's {model_config.max_length} positions")
-        if 0 < config.row_length < longest:
-            raise UserError(f"a solution has {longest} tokens, more than config.row_length={config.row_length}; raise it")
+        questions = [problems[sample["problem_id"]]["question"] for sample in samples]
+        prefixes = [written.join_steps(problems[sample["problem_id"]].get("prefix", ""), ()) for sample in samples]
+        texts = [prefix + sample["text"] for prefix, sample in zip(prefixes, samples, strict=True)]
+        texts = [rewrite(text, written, template) for text in texts]
+        encoded = encode_solutions(tokenizer, questions, texts, template, add_eos=False)
+        begun = [len(split_steps(prefix, written)) for prefix in prefixes]
         # The plan is that of all samples, whatever was scored before: a resumed run computes the very same batches.
-        missing = {index for index, sample in enumerate(samples) if key(sample) not in writer.done}
+        missing, total = {index for index, sample in enumerate(samples) if key(sample) not in writer.done}, len(samples)
+        fitting = _fitting(config, samples, encoded, model_config.max_length)
+        judged = [encoded[index] for index in fitting]
         batches = plan(
-            encoded,
+            judged,
             granularity=config.length_bucket,
             tokens_per_batch=config.tokens_per_batch,
             shards=axis_size(mesh, "batch"),
             row_length=config.row_length,
         )
-        batches = [batch for batch in batches if not missing.isdisjoint(batch.indices)]
+        batches = [batch for batch in batches if any(fitting[index] in missing for index in batch.indices)]
         scorer, began, scored, first = Scorer(graph, params, mesh), time.perf_counter(), 0, jax.process_index() == 0
+        unread = {
+            index: [0.0] * (len(encoded[index].steps) + (not encoded[index].has_answer))
+            for index in sorted(set(range(total)) - set(fitting))
+        }
         with (
             MetricsWriter(workdir, resume_step=total - len(missing), enabled=first) as metrics,
             tqdm(total=total, initial=total - len(missing), unit="solution", desc=workdir.name, disable=not first) as bar,
         ):
-            for scores in scorer.score(encoded, batches, reads["read_at"]):
+            found = scorer.score(judged, batches, reads["read_at"])
+            for scores in chain([unread], ({fitting[i]: values for i, values in one.items()} for one in found)):
                 scores = {index: values for index, values in scores.items() if index in missing}
                 mine = {i: values for i, values in scores.items() if i % process["process_count"] == process["process_index"]}
-                writer.write(samples[index] | {"step_scores": values} for index, values in mine.items())
+                # Of a solution that goes on from within its answer, the answer's score is all there is.
+                own = {i: values[begun[i] :] or values[-1:] for i, values in mine.items()}
+                writer.write(samples[index] | {"step_scores": values} for index, values in own.items())
                 scored += len(scores)
                 bar.update(len(scores))
                 metrics.write(total - len(missing) + scored, {"solutions_per_second": scored / (time.perf_counter() - began)})
@@ -129,10 +135,29 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     return {
         "solutions": total,
         "scored_now": len(missing),
+        "too_long": len(unread),
         "solutions_per_second": len(missing) / seconds,
         "tokens_per_second": sum(len(encoded[index].tokens) for index in missing) / seconds,
         "padding": 1 - sum((b.segment_ids > 0).sum() for b in batches) / max(1, sum(b.tokens.size for b in batches)),
     }
+
+
+def _fitting(
+    config: ml_collections.ConfigDict, samples: list[dict], encoded: list[EncodedSolution], positions: int
+) -> list[int]:
+    """The solutions that a row holds, by index; UserError for one that it does not, unless those are to score 0."""
+    room = min(config.row_length or positions, positions)
+    fitting = [index for index, solution in enumerate(encoded) if len(solution.tokens) <= room]
+    if len(fitting) < len(encoded) and config.too_long == "error":
+        longest = max(range(len(encoded)), key=lambda index: len(encoded[index].tokens))
+        which = f'problem "{samples[longest]["problem_id"]}", sample {samples[longest]["sample"]}, the longest'
+        limit = f"config.row_length={config.row_length}" if room == config.row_length else f"the model's {positions} positions"
+        remedy = "raise it, or set config.too_long=zero" if room < positions else "set config.too_long=zero"
+        raise UserError(
+            f"{config.samples}: a solution has {len(encoded[longest].tokens)} tokens, more than {limit} ({which} of "
+            f"{len(encoded) - len(fitting):,} such ones of {len(encoded):,}); {remedy} to let their steps score 0"
+        )
+    return fitting
 
 
 def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) -> Iterator[Program]:
@@ -164,6 +189,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"config.read_at={config.read_at!r} is unknown{nearest(config.read_at, READ_AT)}")
     if min(config.tokens_per_batch, config.length_bucket) < 1 or config.row_length < 0:
         raise UserError("config.tokens_per_batch and config.length_bucket must be at least 1, config.row_length at least 0")
+    if config.too_long not in ("error", "zero"):
+        raise UserError(f"config.too_long={config.too_long!r} must be error or zero")
     if config.template:
         get_template(config.template)  # raises
     store.check(config.dtype, config.quantize)

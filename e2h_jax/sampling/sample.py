@@ -10,6 +10,7 @@ missing. On several hosts each writes the samples of its own rows.
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +23,8 @@ from tqdm import tqdm
 
 from e2h_jax.data.records import read_many, select_levels
 from e2h_jax.data.steps import encode_continuations
-from e2h_jax.data.storage import ShardWriter, check_same, digest
-from e2h_jax.data.templates import Template, get_template
+from e2h_jax.data.storage import ShardWriter, as_json, check_same, digest
+from e2h_jax.data.templates import RECORD, Template, get_template
 from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError
 from e2h_jax.metrics import MetricsWriter
@@ -85,6 +86,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         inputs = {"model": store.identity(config.model), "problems": digest(*map(json.dumps, problems)).hex()}
         doing, first = "sampling from another model or for other problems", jax.process_index() == 0
         check_same(workdir / "inputs.json", inputs, resumed=bool(writer.done), write=first, doing=doing)
+        written = {"resumed": bool(writer.done), "write": first, "doing": "sampling with another template"}
+        check_same(workdir / RECORD, as_json(asdict(template)), **written)  # `evaluate` finds the answers by it
         requests = []
         # A problem's `prefix`, the beginning of a solution, belongs to its prompt.
         prompts = encode_continuations(tokenizer, [problem | {"solution": None} for problem in problems], template)

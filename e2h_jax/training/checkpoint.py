@@ -56,6 +56,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2):
         self._folder = Path(folder).absolute()
+        self._newest = 0  # step of the newest save, which may not be on disk yet
         self._checkpointer = ocp.training.Checkpointer(
             self._folder,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),  # the loop decides when
@@ -72,7 +73,13 @@ class Checkpoints:
     def save(self, step: int, state: Any, iterator=None) -> None:
         """Starts a save; returns once the state is copied off the devices, before it is on disk."""
         data = {} if iterator is None else {"data": _IteratorState(iterator)}
+        self._newest = step
         self._checkpointer.save_checkpointables_async(step, {"state": flatten(state)} | data)
+
+    def steps(self) -> set[int]:
+        """The steps from which the run may be resumed: of the checkpoints on disk, and of the one that is being written."""
+        steps = {int(path.name) for path in self._folder.glob("*") if path.name.isdigit()}
+        return steps | ({self._newest} if self._newest else set())
 
     def restore(self, state: Any, iterator=None) -> tuple[int, Any]:
         """Loads the newest checkpoint that can be read into the shapes and shardings of `state`, and moves `iterator` there.

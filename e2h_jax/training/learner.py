@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from e2h_jax.parallel.programs import Program, Unit
 from e2h_jax.parallel.rules import batch_sharding
 from e2h_jax.parallel.shapes import placed
+from e2h_jax.training import optimizer as optimizers
 from e2h_jax.training.loop import Batch, TrainState, init_state
 
 
@@ -55,12 +56,13 @@ class Learner:
         replicated = NamedSharding(mesh, PartitionSpec())
 
         def accumulate(params, frozen, total, batch):
-            gradient = jax.value_and_grad(lambda params: loss_fn(merged(params, frozen), batch), has_aux=True)
+            whole = lambda params: merged(optimizers.stop_frozen(optimizer, params), frozen)  # noqa: E731
+            gradient = jax.value_and_grad(lambda params: loss_fn(whole(params), batch), has_aux=True)
             (loss, sums), grads = gradient(params)
             return jax.tree.map(jnp.add, total, grads), sums | {"loss": loss}
 
-        def apply(state: TrainState, grads):
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        def apply(state: TrainState, grads, step):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=step)
             params = optax.apply_updates(state.params, updates)
             return TrainState(state.step + 1, params, opt_state), optax.tree.norm(grads)
 
@@ -74,14 +76,17 @@ class Learner:
         """All parameters of the model as they are now, frozen ones included."""
         return merged(self.state.params, self.frozen)
 
-    def update(self, microbatches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, jax.Array]:
-        """One optimiser step on the sum of the microbatches' gradients; returns the sums of what they log, not waited for."""
+    def update(self, microbatches: Iterable[Mapping[str, np.ndarray]], step: int) -> dict[str, jax.Array]:
+        """One optimiser step on the sum of the microbatches' gradients; returns the sums of what they log, not waited for.
+
+        `step`: of the run, from 0; it says where the learning rate's schedule is, whatever the number of updates until then.
+        """
         with jax.set_mesh(self.mesh):
             grads, totals = self._zeros(self.state.params), {}
             for batch in microbatches:
                 grads, sums = self._accumulate(self.state.params, self.frozen, grads, to_device(self.mesh, batch))
                 totals = {name: totals.get(name, 0.0) + value for name, value in sums.items()}
-            self.state, norm = self._apply(self.state, grads)
+            self.state, norm = self._apply(self.state, grads, np.int32(step))
         return totals | {"grad_norm": norm}
 
     def programs(
@@ -96,7 +101,7 @@ class Learner:
         held = {**held, "gradients": grads}
         accumulated = (state.params, self.frozen, grads, batch)
         yield Program(f"{name} gradient", self._accumulate, accumulated, self.mesh, held, unit, updates * microbatches)
-        yield Program(f"{name} update", self._apply, (state, grads), self.mesh, held, unit, updates)
+        yield Program(f"{name} update", self._apply, (state, grads, np.int32(0)), self.mesh, held, unit, updates)
 
 
 def merged(params: nnx.State, frozen: nnx.State | None) -> nnx.State:

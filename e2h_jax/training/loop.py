@@ -94,7 +94,11 @@ def make_train_step(
         batch = {name: constrain(array, "batch", *[None] * (array.ndim - 1)) for name, array in batch.items()}
         totals = {name: array.sum() for name, array in batch.items() if name.endswith("weights")}
         batch |= {name: batch[name] / jnp.maximum(total, 1e-6) for name, total in totals.items()}
-        whole = (lambda params: params) if frozen is None else (lambda params: nnx.merge_state(frozen, params))
+
+        def whole(params):
+            params = optimizers.stop_frozen(optimizer, params)
+            return params if frozen is None else nnx.merge_state(frozen, params)
+
         gradient = jax.value_and_grad(lambda params, batch: loss_fn(whole(params), batch), has_aux=True)
         if microbatches == 1:
             (loss, sums), grads = gradient(state.params, batch)

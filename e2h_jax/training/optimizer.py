@@ -1,6 +1,8 @@
 """AdamW with a warm-up and cosine schedule in float32, and frozen parameters that take no optimiser memory."""
 
 import re
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,23 +59,21 @@ def parameter_name(path) -> str:
     return "/".join(str(key) for key in keys if key != "value")
 
 
-def make_optimizer(config, steps: int, params, updates_per_step: int = 1) -> optax.GradientTransformation:
+def make_optimizer(config, steps: int, params) -> optax.GradientTransformation:
     """AdamW of `config` (see `defaults`) for `params` (a pytree of nnx.Params or their shapes).
 
-    The learning rate follows `schedule` over `steps`, each of which is `updates_per_step` updates (PPO's minibatches).
+    The learning rate follows `schedule` over `steps`: at the `step` that `update` is told (from 0), or else at its own count
+    of updates. Who makes several updates in a step, or none in some, tells it.
 
     Raises UserError as `check` does, when a `freeze` pattern matches no parameter, or all of them are frozen.
     """
     check(config)
-    rate = schedule(config, steps)
     transform = optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-        optax.adamw(
-            lambda count: rate(count // updates_per_step),
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
+        optax.chain(  # in its own chain, as in optax.adamw: older checkpoints fit
+            optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+            optax.add_decayed_weights(config.weight_decay),
+            _scale_by_rate(schedule(config, steps)),
         ),
     )
     if not config.freeze:
@@ -86,9 +86,43 @@ def make_optimizer(config, steps: int, params, updates_per_step: int = 1) -> opt
             raise UserError(f"config.optimizer.freeze: {pattern!r} is not a regular expression ({error})") from None
         if not any(re.search(pattern, name) for name in names):
             raise UserError(f"config.optimizer.freeze: {pattern!r} matches none of the parameters {', '.join(names)}")
-    labels = jax.tree_util.tree_map_with_path(
-        lambda path, _: "frozen" if any(re.search(p, parameter_name(path)) for p in config.freeze) else "trained", params
-    )
-    if "trained" not in jax.tree.leaves(labels):
+    frozen = {name for name in names if any(re.search(pattern, name) for pattern in config.freeze)}
+    if len(frozen) == len(names):
         raise UserError(f"config.optimizer.freeze={tuple(config.freeze)} freezes every parameter")
-    return optax.multi_transform({"trained": transform, "frozen": optax.set_to_zero()}, labels)
+    labels = jax.tree_util.tree_map_with_path(
+        lambda path, _: "frozen" if parameter_name(path) in frozen else "trained", params
+    )
+    partition = optax.multi_transform({"trained": transform, "frozen": optax.set_to_zero()}, labels)
+    return Freezing(partition.init, partition.update, frozenset(frozen))
+
+
+class Freezing(NamedTuple):
+    """An optax transformation that leaves parameters of these names (`parameter_name`) as they are."""
+
+    init: Callable
+    update: Callable
+    frozen: frozenset[str]
+
+
+def stop_frozen(optimizer: optax.GradientTransformation | Freezing, params):
+    """`params`; those that `optimizer` leaves as they are have no gradient.
+
+    So none is computed, and the norm of the gradient is that of what is trained, which is what the clip sees.
+    """
+    if not isinstance(optimizer, Freezing):
+        return params
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jax.lax.stop_gradient(leaf) if parameter_name(path) in optimizer.frozen else leaf, params
+    )
+
+
+def _scale_by_rate(rate: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    """Updates times -rate(step); its state is the step after the last, and so the next one where `step` is not told."""
+
+    def update(updates, state, params=None, *, step=None, **_):
+        step = state.count if step is None else step
+        factor = -rate(step)
+        scaled = jax.tree.map(lambda u: jnp.asarray(factor, u.dtype) * u, updates)
+        return scaled, optax.ScaleByScheduleState(jnp.asarray(step + 1, jnp.int32))
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.ScaleByScheduleState(jnp.zeros([], jnp.int32)), update)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from e2h_jax.algorithms import ppo
+from e2h_jax.algorithms import ppo, presets
 from e2h_jax.errors import UserError
 from e2h_jax.models import store
 from e2h_jax.parallel.mesh import make_mesh
@@ -31,15 +31,18 @@ def small(monkeypatch, request):
         monkeypatch.setattr(ppo, "make_mesh", one_device)
 
 
-def config_of(bandit, **fields):
+def config_of(bandit, preset=presets.ppo, **fields):
     config = ppo.defaults().unlock()
-    config.update(init=bandit.policy, value_init=bandit.policy, questions=bandit.validation, steps=20, questions_per_step=4)
-    config.update(minibatches=8, length=32, forward_rows=8, update_rows=8, checkpoint_every=3, whiten_rewards="none")
+    config.update(preset())
+    config.update(init=bandit.policy, questions=bandit.validation, steps=20, questions_per_step=4)
+    config.update(minibatches=8, length=32, forward_rows=8, update_rows=8, checkpoint_every=3)
     config.sample.update({"samples": 32, "max_new_tokens": 6, "temperature": 1.0, "rows": 64, "prompt_bucket": 16})
     config.reward.update({"process": "none", "grade_workers": 1})
     config.kl.coef = 1e-3
     config.validation.update({"problems": bandit.validation, "every": 5, "shown": 1})
-    config.optimizer.learning_rate, config.value_optimizer.learning_rate = 5e-3, 1e-2
+    config.optimizer.learning_rate = 5e-3
+    if preset is presets.ppo:
+        config.value_init, config.value_optimizer.learning_rate = bandit.policy, 1e-2
     for name, value in fields.items():
         group, _, field = name.rpartition("__")
         (config[group] if group else config)[field] = value
@@ -123,6 +126,33 @@ def test_a_cut_run_goes_on_to_the_bit(bandit, whole, monkeypatch, tmp_path):
     assert_same(parameters(workdir / "model"), parameters(whole[0] / "model"))
 
 
+def test_the_published_model_is_the_one_that_the_summary_names(bandit, monkeypatch, tmp_path):
+    """Killed after a better model was kept and before the next checkpoint; graded anew, that step is no better."""
+    config = config_of(bandit, steps=4, checkpoint_every=2, validation__every=1)
+    graded = {}
+    record, learn = ppo.validation.Validation.record, ppo.learn
+
+    def recorded(self, step, texts):
+        record(self, step, texts)
+        return self.history[-1]["accuracy"].update(all=graded[step]) or self.history[-1]["accuracy"]
+
+    def dies(experience, models, config, step):
+        if step == 4:
+            raise RuntimeError("killed")
+        return learn(experience, models, config, step)
+
+    monkeypatch.setattr(ppo.validation.Validation, "record", recorded)
+    graded |= {0: 0.0, 1: 0.5, 2: 0.4, 3: 0.9}
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(ppo, "learn", dies)
+        ppo.run(config, tmp_path)
+    first = parameters(tmp_path / "best" / "1" / "model")
+    graded |= {3: 0.2, 4: 0.3}
+    summary = ppo.run(config, tmp_path)
+    assert (summary["best_step"], summary["best/all"]) == (1, 0.5)
+    assert_same(parameters(tmp_path / "model"), first)
+
+
 def test_told_to_stop_while_it_draws_it_saves_the_step_before(bandit, whole, monkeypatch, tmp_path):
     asked, begun, questions_of = [], [], ppo.questions_of
 
@@ -192,8 +222,7 @@ def test_the_rollouts_of_a_step_that_is_not_finite_are_kept(bandit, monkeypatch,
 
 
 def test_group_advantages_solve_it_too(bandit, tmp_path):
-    grpo = {"advantage": "grpo", "kl__place": "loss", "kl__estimator": "k3", "loss_mean": "sequences"}
-    summary = ppo.run(config_of(bandit, whiten_advantages="none", **grpo), tmp_path)
+    summary = ppo.run(config_of(bandit, presets.grpo), tmp_path)
     logged = metrics(tmp_path)
     assert summary["best/all"] == 1.0
     assert "value_loss" not in logged[-1]
@@ -257,7 +286,11 @@ def test_eight_devices_are_one(bandit, whole, tmp_path):
         ({"reward__process": "min"}, "config.reward.model is empty"),
         ({"length": 10}, "11 tokens, more than config.length=10"),  # before a rollout is that long
         ({"lam": 1.5}, "config.lam=1.5 must be from 0 to 1"),
-        ({"value_warmup": 1, "advantage": "grpo"}, "no value model"),
+        ({"value_warmup": 1, "advantage": "grpo", "whiten_advantages": "none"}, "no value model"),
+        ({"advantage": "grpo"}, "config.whiten_advantages=batch undoes .*configs/rl/grpo.py"),
+        ({"kl__place": "loss"}, "config.kl.estimator=k1 .*config.kl.estimator=k2"),
+        ({"kl__target": 0.1, "kl__horizon": 25}, "config.kl.horizon=25 .* the 128 rollouts"),  # 4 questions, 32 samples
+        ({"value_warmup": 20}, "config.value_warmup=20 leaves the policy none of config.steps=20"),
         ({"reward__grade_workers": -1}, "config.reward.grade_workers=-1"),
         ({"kl__quantize": "int4"}, "config.kl.quantize='int4'"),
         ({"sample__rows": 0}, "config.sample.rows"),

@@ -9,6 +9,8 @@ import pytest
 
 from e2h_jax.algorithms import ppo
 from e2h_jax.algorithms.actor_critic import policy_loss, value_loss
+from e2h_jax.algorithms.advantages import KL_ESTIMATORS, penalised_rewards
+from e2h_jax.algorithms.experience import Forward, forward_all, log_of
 from e2h_jax.data.rollout import Rollout, pack
 from e2h_jax.errors import UserError
 
@@ -60,8 +62,7 @@ def test_the_value_loss_by_hand():
     assert loss == pytest.approx(0.1 * 0.5 * (0.8**2 + 2.0**2) / 2, abs=1e-6)
 
 
-@pytest.mark.parametrize("place", ["reward", "loss"])
-@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+@pytest.mark.parametrize(("place", "estimator"), [("reward", "k1"), ("loss", "k2"), ("loss", "k3")])
 def test_losses_equal_numpy(place, estimator):
     rng = np.random.default_rng(1)
     names = ("advantages", "old_logprobs", "reference_logprobs", "old_values", "returns")
@@ -76,13 +77,68 @@ def test_losses_equal_numpy(place, estimator):
         ratio, d = np.exp(float(logprobs[place_]) - b["old_logprobs"]), b["reference_logprobs"] - float(logprobs[place_])
         token = max(-b["advantages"] * ratio, -b["advantages"] * min(max(ratio, 0.8), 1.2)) - 0.05 * float(entropy[place_])
         if place == "loss":
-            token += 0.3 * {"k1": -d, "k2": d * d / 2, "k3": np.exp(d) - 1 - d}[estimator]
+            token += 0.3 * {"k2": d * d / 2, "k3": np.exp(d) - 1 - d}[estimator]
         expected += b["weights"] * token
         value = float(values[place_])
         near = min(max(value, b["old_values"] - 0.2), b["old_values"] + 0.2)
         expected_value += b["weights"] * 0.05 * max((value - b["returns"]) ** 2, (near - b["returns"]) ** 2)
     assert float(loss) == pytest.approx(expected, rel=1e-6, abs=1e-6)
     assert float(value_loss(jnp.array(values), batch, config)[0]) == pytest.approx(expected_value, rel=1e-6)
+
+
+def expected_gradient(place, estimator, policy, reference):
+    """Of policy_loss by the logits, over all tokens, each as likely as it is drawn; the KL alone, with coefficient 1."""
+    config = config_of(kl__place=place, kl__estimator=estimator, kl__coef=1.0)
+    logits = jnp.log(jnp.array(policy, jnp.float32))
+    old, reference = np.log(policy)[:, None], np.log(reference)[:, None]  # a response of each token
+    zeros, ones = np.zeros_like(old), np.ones_like(old)
+    advantages = penalised_rewards(zeros, old, reference, zeros, ones, 1.0, config)
+    batch = {"weights": policy[:, None], "advantages": advantages, "old_logprobs": old, "reference_logprobs": reference}
+    batch = {name: jnp.array(value, jnp.float32) for name, value in batch.items()}
+    return jax.grad(lambda x: policy_loss(jax.nn.log_softmax(x)[:, None], zeros, batch, config)[0])(logits)
+
+
+def divergence(logits, reference):
+    return jnp.sum(jax.nn.softmax(logits) * (jax.nn.log_softmax(logits) - jnp.log(reference)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_expected_gradient_of_every_kl_estimate(seed):
+    """By enumeration of a vocabulary of five: which are accepted where rests on it (docs/ppo.md#kl-estimators)."""
+    policy, reference = np.random.default_rng(seed).dirichlet(np.ones(5), 2)
+    true = jax.grad(divergence)(jnp.log(policy), jnp.array(reference))
+    cases = [(place, name) for place in ("reward", "loss") for name in KL_ESTIMATORS]
+    found = {case: expected_gradient(*case, policy, reference) for case in cases}
+    exact = {"rtol": 1e-3, "atol": 2e-5}
+    for right in (("reward", "k1"), ("loss", "k2")):
+        np.testing.assert_allclose(found[right], true, **exact)
+    for nothing in (("loss", "k1"), ("loss", "logp")):
+        np.testing.assert_allclose(found[nothing], 0, atol=2e-5)
+    np.testing.assert_allclose(found["loss", "k3"], policy - reference, **exact)  # that of KL(reference || policy)
+    # k3 in the reward is the difference of the two; logp is the entropy's, whatever the reference.
+    np.testing.assert_allclose(found["reward", "k3"], true - (policy - reference), **exact)
+    entropy = jax.grad(lambda x: jnp.sum(jax.nn.softmax(x) * jax.nn.log_softmax(x)))(jnp.log(policy))
+    np.testing.assert_allclose(found["reward", "logp"], entropy, **exact)
+
+
+def test_near_the_reference_only_the_accepted_estimates_hold_the_policy():
+    """The share of the true gradient that is left when policy and reference differ by a few per cent."""
+    rng = np.random.default_rng(0)
+    policy = rng.dirichlet(np.ones(5))
+    reference = policy * np.exp(0.03 * rng.normal(size=5))
+    reference /= reference.sum()
+    true = np.asarray(jax.grad(divergence)(jnp.log(policy), jnp.array(reference)))
+    share = {
+        (place, name): float(expected_gradient(place, name, policy, reference) @ true / (true @ true))
+        for place in ("reward", "loss")
+        for name in ("k1", "k2", "k3", "k1_clamped")
+    }
+    for accepted in (("reward", "k1"), ("loss", "k2"), ("loss", "k3")):
+        assert share[accepted] == pytest.approx(1, abs=0.05)
+    for refused in (("reward", "k2"), ("reward", "k3"), ("loss", "k1")):
+        assert abs(share[refused]) < 0.05
+    assert 0.05 < share["reward", "k1_clamped"] < 0.95  # the paper's
+    assert share["loss", "k1_clamped"] > 5  # it does not vanish at the reference
 
 
 def test_gradients_of_padding_are_exactly_zero():
@@ -124,7 +180,8 @@ def test_what_is_logged_of_tokens_does_not_count_padding():
         config = config_of(loss_mean=mean, minibatches=1, target_kl=0.4, epochs=2)
         updates = []
 
-        def update(batches, updates=updates):  # half of the tokens clipped, each 0.5 nats away
+        def update(batches, step, updates=updates):  # half of the tokens clipped, each 0.5 nats away
+            assert step == 0
             updates.append(sum(batch["weights"].sum() for batch in batches))
             return {"clipped": 0.5 * updates[-1], "approximate_kl": 0.5 * updates[-1]}
 
@@ -164,3 +221,107 @@ def test_questions_come_once_an_epoch_and_not_twice_in_a_step():
     assert all(len(set(sum(epoch, []))) == 9 for epoch in (steps[:3], steps[3:]))
     assert steps[:3] != steps[3:]
     assert steps[4] == [question["id"] for question in ppo.questions_of(5, questions, config)]
+
+
+def test_updates_are_told_the_step_of_the_run_whatever_was_skipped():
+    """So the schedules go by steps: after a warm-up of the value model, and where target_kl has ended a step early."""
+    experience = experience_of(LENGTHS)
+    told = {"policy": [], "value": []}
+
+    def learner(name):
+        return SimpleNamespace(
+            update=lambda batches, step: told[name].append(step) or {"clipped": 0.0, "approximate_kl": 0.5}
+        )
+
+    models = SimpleNamespace(value=learner("value"), policy=learner("policy"))
+    config = config_of(minibatches=2, epochs=2, value_warmup=3, target_kl=0.1, length=16)
+    for step in range(1, 7):
+        ppo.learn(experience, models, config, step)
+    assert told == {"policy": [3, 4, 5], "value": [step for step in range(6) for _ in range(4)]}
+
+
+class Known:
+    """Models that know what they say of each response token; nothing is computed."""
+
+    def __init__(self, kl_coef, **arrays):
+        self.kl_coef, self.arrays = kl_coef, arrays
+
+    def forward(self, rows):
+        arrays = (self.arrays.get(name) for name in ("old", "entropy", "reference", "values"))
+        return tuple(None if array is None else rows.spread(np.array(array, np.float32)) for array in arrays)
+
+
+def judged_of(rewards, trained, **parts):
+    return SimpleNamespace(rewards=np.array(rewards, np.float32), trained=trained, parts=parts)
+
+
+def test_experience_by_hand():
+    """Two responses of three and two tokens, R = 4; the second's last token is not trained (the original's EOS)."""
+    rollouts = rollouts_of([(2, 3), (4, 2)])
+    shaped = [judged_of([0, -0.5, 1.5], 3, accuracy=1.0, outcome=1.5), judged_of([-1, 0], 1, outcome=-1.0)]
+    old = [[-1.0, -2.0, -3.0, 0], [-1.0, -1.0, 0, 0]]
+    reference = [[-2.0, -1.0, -3.0, 0], [-1.5, -9.0, 0, 0]]
+    entropy, values = [[1, 2, 3, 0], [4, 8, 0, 0]], [[0.5, 0.0, 1.0, 0], [-1.0, 5.0, 0, 0]]
+    models = Known(0.1, old=old, reference=reference, entropy=entropy, values=values)
+    config = config_of(sample__max_new_tokens=4, length=8, forward_rows=2, whiten_advantages="none", entropy__reward_coef=0.3)
+    experience, metrics = ppo.make_experience(rollouts, shaped, models, config)
+    np.testing.assert_array_equal(experience.mask, [[1, 1, 1, 0], [1, 0, 0, 0]])
+    # k1 is 1, -1, 0 and 0.5; the bonus 0.1 x 1, 2, 3 and 0.3 x 4.
+    rewards = np.array([[-0.1 + 0.1, -0.5 + 0.1 + 0.2, 1.5 + 0.3], [-1 - 0.05 + 1.2, 0, 0]])
+    returns = np.array([[rewards[0].sum(), rewards[0, 1:].sum(), rewards[0, 2], 0], [rewards[1, 0], 0, 0, 0]])
+    np.testing.assert_allclose(experience.returns, returns, rtol=1e-5, atol=1e-6)
+    expected = (returns - np.array(values)) * experience.mask
+    np.testing.assert_allclose(experience.advantages, expected, rtol=1e-5, atol=1e-6)
+    for name, array in {"old_logprobs": old, "reference_logprobs": reference, "old_values": values}.items():
+        np.testing.assert_array_equal(getattr(experience, name), np.float32(array))
+
+    kept, guess = returns[experience.mask > 0], np.array(values)[experience.mask > 0]
+    explained = 1 - np.mean((kept - guess) ** 2) / np.var(kept)
+    assert metrics == pytest.approx(
+        {
+            "reward": (1.0 - 1.0) / 2,
+            "reward/outcome": 0.25,
+            "reward/accuracy": 1.0,  # of those where it is known
+            "entropy": (1 + 2 + 3 + 4) / 4,
+            "kl": (1 - 1 + 0 + 0.5) / 2,
+            "kl_coef": 0.1,
+            "explained_variance": explained,
+            "sampler_trainer_difference": 3.0,  # they were drawn with a log-probability of 0
+        },
+        abs=1e-5,
+    )
+
+
+def test_experience_without_value_model_and_reference():
+    rollouts = rollouts_of([(2, 3), (4, 2)])
+    for rollout in rollouts:
+        rollout.problem["id"] = "one"
+    shaped = [judged_of([0, 0, 1], 3), judged_of([0, 0], 2)]
+    models = Known(0.0, old=np.full((2, 4), -1.0), entropy=np.ones((2, 4)))
+    config = config_of(sample__max_new_tokens=4, length=8, forward_rows=2, sample__top_k=20)
+    config.update({"advantage": "rloo", "whiten_advantages": "none", "kl": {"coef": 0.0}})
+    experience, metrics = ppo.make_experience(rollouts, shaped, models, config)
+    np.testing.assert_array_equal(experience.advantages, [[1, 1, 1, 0], [-1, -1, 0, 0]])
+    assert not experience.returns.any()
+    assert metrics == {"reward": 0.5, "entropy": 1.0, "kl_coef": 0.0}
+
+
+def test_the_log_tells_a_good_value_model_from_a_bad_one():
+    experience = experience_of(LENGTHS)
+    shaped = [judged_of([1.0], 1)] * 5
+    flat = np.full_like(experience.mask, np.mean(experience.returns[experience.mask > 0]))
+    for values, expected in ((experience.returns, 1.0), (flat, 0.0)):
+        told = log_of(experience._replace(old_values=values * experience.mask), shaped, experience.mask, 0.1, config_of())
+        assert told["explained_variance"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_forward_passes_fill_every_token_once():
+    rollouts = rollouts_of(LENGTHS)
+    mask = np.array([[t < length for t in range(6)] for _, length in LENGTHS])
+    old, entropy = np.random.default_rng(0).normal(size=(2, 5, 6)).astype(np.float32)
+    config = config_of(sample__max_new_tokens=6, length=11, forward_rows=1)
+    found = forward_all(rollouts, Known(0.0, old=old, entropy=entropy), config)
+    assert isinstance(found, Forward)
+    np.testing.assert_array_equal(found.old, old * mask)
+    np.testing.assert_array_equal(found.entropy, entropy * mask)
+    assert not found.reference.any() and not found.values.any()

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from e2h_jax.algorithms import validation
-from e2h_jax.algorithms.validation import Validation, accuracies
+from e2h_jax.algorithms.validation import Best, Validation, accuracies
 from e2h_jax.data.storage import write_records
 from e2h_jax.errors import UserError
 from e2h_jax.grading.pool import GradingPool
@@ -80,6 +80,118 @@ def test_without_a_metric_the_last_is_the_best_and_every_says_when(make):
     found.record(0, RIGHT)
     found.record(3, wrong("p1"))
     assert found.best() == 3
+
+
+class Run:
+    """A training run that does nothing but be validated; its model of a step is a file that says which, and which run's."""
+
+    def __init__(self, make, workdir, name, checkpoints=()):
+        self.validation, self.workdir, self.name = make(), workdir, name
+        self.best, self.checkpoints = Best(workdir, self.validation), set(checkpoints)
+        self.best.resume(max(checkpoints, default=0))
+
+    def save(self, folder):
+        for part in ("model", "adapter"):
+            (folder / part).mkdir(parents=True)
+            (folder / part / "of").write_text(f"{self.name} {folder.name.removesuffix('.partial')}")
+
+    def validate(self, step, right):
+        """Grades `right` of the four problems as solved."""
+        self.validation.record(step, wrong(*[f"p{i}" for i in range(4 - right)]))
+        if step:
+            self.best.offer(step, self.save, self.checkpoints)
+
+    def published(self):
+        step = self.best.publish()
+        texts = {(self.workdir / part / "of").read_text() for part in ("model", "adapter")}
+        assert len(texts) == 1 and not (self.workdir / "best").exists()
+        return step, texts.pop()
+
+
+def begun(make, workdir):
+    """Step 2 is the best as of the checkpoint of step 4; then step 6 is better, and the run is killed."""
+    run = Run(make, workdir, "first")
+    for step, right in ((0, 0), (2, 2), (4, 1)):
+        run.validate(step, right)
+    run.checkpoints.add(4)
+    run.validate(6, 3)
+    assert sorted(path.name for path in (workdir / "best").iterdir()) == ["2", "6"]
+
+
+@pytest.mark.parametrize("again", [1, 2, 3])
+def test_the_published_model_is_of_the_step_that_is_named_when_grading_differs_after_a_kill(make, tmp_path, again):
+    begun(make, tmp_path)
+    run = Run(make, tmp_path, "second", {4})
+    assert [record["step"] for record in run.validation.history] == [0, 2, 4]
+    run.validate(6, again)  # 3 right ones before
+    assert run.published() == ((6, "second 6") if again == 3 else (2, "first 2"))
+    assert json.loads((tmp_path / "best.json").read_text()) == {"step": 6 if again == 3 else 2}
+
+
+def test_a_damaged_checkpoint_leads_to_the_best_model_as_of_the_one_before(make, tmp_path):
+    run = Run(make, tmp_path, "first")
+    run.validate(0, 0)
+    run.validate(1, 1)
+    for step, right in ((3, 2), (5, 3), (7, 4)):
+        run.checkpoints.add(step - 1)
+        run.checkpoints -= {step - 5}
+        run.validate(step, right)
+    assert sorted(path.name for path in (tmp_path / "best").iterdir()) == ["3", "5", "7"]  # checkpoints: 4 and 6
+    run = Run(make, tmp_path, "second", {4})
+    run.validate(8, 1)
+    assert run.published() == (3, "first 3")
+
+
+def test_from_the_beginning_nothing_is_left(make, tmp_path):
+    begun(make, tmp_path)
+    run = Run(make, tmp_path, "second")
+    assert [record["step"] for record in run.validation.history] == [0] and not any((tmp_path / "best").iterdir())
+    run.validate(0, 0)
+    run.validate(2, 1)
+    assert run.published() == (2, "second 2")
+
+
+@pytest.mark.parametrize("moment", ["note", "first part", "second part", "folder"])
+def test_publishing_goes_on_where_it_was_killed(make, tmp_path, monkeypatch, moment):
+    begun(make, tmp_path)
+    run = Run(make, tmp_path, "second", {4, 6})
+    run.validate(8, 3)  # an equal one later is no better
+    calls = []
+
+    def killed(path):
+        calls.append(path.name)
+        if len(calls) == {"note": 0, "first part": 1, "second part": 2, "folder": 3}[moment]:
+            raise KeyboardInterrupt
+        return rmtree(path, ignore_errors=True)
+
+    rmtree = validation.shutil.rmtree
+    with monkeypatch.context() as patch:
+        patch.setattr(Best, "_remove", lambda self, steps: [rmtree(self._folder / str(step)) for step in steps])
+        patch.setattr(validation.shutil, "rmtree", lambda path, ignore_errors=False: killed(path))
+        if moment == "note":
+            patch.setattr(validation, "write_json", lambda path, value: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run.best.publish()
+    assert Run(make, tmp_path, "third", {8}).published() == (6, "first 6")
+    assert Run(make, tmp_path, "fourth", {8}).published() == (6, "first 6")  # killed before done.json
+
+
+def test_without_validation_the_last_model_is_published(tmp_path):
+    best = Best(tmp_path, None)
+    for step in (3, 9):
+        best.offer(step, lambda folder: (folder / "model").mkdir(parents=True), ())
+        assert [path.name for path in (tmp_path / "best").iterdir()] == [str(step)]
+    assert best.publish() == 9 and (tmp_path / "model").is_dir()
+
+
+def test_what_was_deleted_is_told(make, tmp_path):
+    begun(make, tmp_path)
+    validation.shutil.rmtree(tmp_path / "best")
+    with pytest.raises(UserError, match="best, the models to choose from, is gone; delete"):
+        Run(make, tmp_path, "second", {6}).best.publish()
+    (tmp_path / "validation.jsonl").unlink()
+    with pytest.raises(UserError, match=r"validation\.jsonl does not hold the validations of this run; restore it"):
+        Run(make, tmp_path, "second", {4})
 
 
 def test_solutions_of_all_levels_are_shown_in_turn(make):

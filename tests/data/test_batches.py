@@ -55,6 +55,25 @@ def test_null_labels_and_prefix_steps_are_not_trained_on():
     assert example["labels"].tolist() == [0, 0, 0, 0, 0, 0, 0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("label_tokens", ["all", "end"])
+def test_the_language_model_loss_of_steps_labelled_wrong(label_tokens):
+    """Targets are b → q q s1 s1 _ s2 _ # a eos: a wrong step takes its blank line along, the last one EOS."""
+
+    def weights(first, labels, **fields):
+        return step_label_example(ENCODED, first, labels, label_tokens, **fields)["loss_weights"].tolist()
+
+    assert weights(0, [1.0, 0.5, 1.0], lm_wrong=0.0) == [0, 0, 1, 1, 1, 1, 1, 1, 1, 1]
+    assert weights(0, [0.49, 1.0, 1.0], lm_wrong=0.0) == [0, 0, 0, 0, 0, 1, 1, 1, 1, 1]
+    assert weights(0, [1.0, 0.0, 1.0], lm_wrong=0.25) == [0, 0, 1, 1, 1, 0.25, 0.25, 1, 1, 1]
+    assert weights(0, [1.0, 1.0, 0.0], lm_wrong=0.5) == [0, 0, 1, 1, 1, 1, 1, 0.5, 0.5, 0.5]
+    assert weights(0, [None, None, 0.0], lm_wrong=0.0) == [0, 0, 1, 1, 1, 1, 1, 0, 0, 0]
+    assert weights(0, [0.0, 0.0, 0.0]) == [0, 0, 1, 1, 1, 1, 1, 1, 1, 1]
+    assert weights(1, [0.0, 1.0], lm_wrong=0.0) == [0, 0, 0, 0, 0, 0, 0, 1, 1, 1]  # nor are the prefix's tokens targets
+    assert weights(2, [1.0], lm_wrong=0.0) == [0, 0, 0, 0, 0, 0, 0, 1, 1, 1]
+    assert weights(0, [1.0, 1.0, 1.0], ends=False) == [0, 0, 1, 1, 1, 1, 1, 1, 1, 0]
+    assert weights(0, [1.0, 1.0, 0.0], lm_wrong=0.5, ends=False) == [0, 0, 1, 1, 1, 1, 1, 0.5, 0.5, 0]
+
+
 def test_a_gap_moves_the_solution_only():
     example = step_label_example(ENCODED, 0, [1, 1, 1], "all", gap=np.int64(100))
     assert example["positions"].tolist() == [0, 1, 2, *range(103, 110)]

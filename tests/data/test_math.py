@@ -11,8 +11,9 @@ from e2h_jax.data.records import json_lines
 from e2h_jax.data.sources.math import read_math
 from e2h_jax.data.sources.sentences import is_unfinished, line_steps, solution_steps
 from e2h_jax.data.steps import split_steps
-from e2h_jax.data.templates import get_template, last_boxed
+from e2h_jax.data.templates import get_template
 from e2h_jax.errors import UserError
+from e2h_jax.grading import extract_answer
 
 TEMPLATE = get_template("e2h")
 LINE = {"problem": "What is $1+1$?", "solution": "We add. So $2.$", "answer": "2", "subject": "Algebra", "level": 1}
@@ -148,7 +149,7 @@ def test_all_of_math(shared_data):
         steps = split_steps(problem["solution"], TEMPLATE)
         assert steps[-1].is_answer
         texts = [problem["solution"][step.start : step.end] for step in steps[:-1]]
-        assert last_boxed(problem["solution"].rpartition("\n\n# Answer")[0]) == problem["answer"].strip()
+        assert extract_answer(problem["solution"].rpartition("\n\n# Answer")[0], "boxed") == problem["answer"].strip()
         cut_formulas += sum(len(re.findall(r"(?<!\\)\$", text)) % 2 for text in texts)
     assert cut_formulas == 2  # solutions whose own dollar signs are odd
     assert sum(1 for _ in json_lines(file)) == 12_500

@@ -71,6 +71,37 @@ def test_an_empty_file_is_refused(config, tmp_path):
         prepare.run(config, tmp_path / "a")
 
 
+@pytest.mark.parametrize("form", ["parquet", "json"])
+def test_my_own_problems_from_other_formats(config, tmp_path, form):
+    """What Parquet has for a field that a row lacks is null."""
+    rows = [problem(i, i % 5 + 1) | {"prefix": "One." if i == 3 else None} for i in range(100)]
+    write_records(tmp_path / "mine.jsonl", rows)
+    prepare.run(config, tmp_path / "lines")
+    if form == "json":
+        (tmp_path / "mine.json").write_text(json.dumps(rows))
+    else:
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "mine.parquet")
+    config.path = str(tmp_path / f"mine.{form}")
+    prepare.run(config, tmp_path / form)
+    for split in ("train", "valid", "test"):
+        found, expected = (read_many(tmp_path / name / "mine" / f"{split}.jsonl", "problem") for name in (form, "lines"))
+        assert found == expected and len(found) >= 10
+    (tmp_path / "mine.json").write_text(json.dumps([rows[0], rows[0]]))
+    config.path = str(tmp_path / "mine.json")
+    with pytest.raises(UserError, match=r'mine.json:2: field "id" repeats "my/0" of .*mine.json:1'):
+        prepare.run(config, tmp_path / "twice")
+
+
+def test_a_lone_surrogate_in_a_question_is_no_obstacle(config, tmp_path):
+    write_records(tmp_path / "mine.jsonl", [problem(i, 1, f"{i} \ud800?") for i in range(100)])
+    prepare.run(config, tmp_path / "a")
+    assert len(load_tokenizer(tmp_path / "a" / "tokenizer")) == 270
+    assert all("\ufffd?" in r["question"] for r in read_many(tmp_path / "a" / "mine" / "train.jsonl", "problem"))
+
+
 def test_levels_are_of_train_and_valid_alone(config, tmp_path):
     config.levels = (1, 2)
     prepare.run(config, tmp_path / "a")

@@ -56,6 +56,16 @@ def test_absent_nullable_fields_read_as_none(tmp_path):
         ("sample", {"finish": "eos"}, 'field "finish" must be "stop" or "length", not "eos"'),
         ("sample", {"finish": ["stop"]}, 'field "finish" must be "stop" or "length"'),
         ("sample", {"logprob": float("nan")}, 'field "logprob" must be a finite number or null'),
+        ("sample", {"logprob": -(10**400)}, 'field "logprob" must be a finite number or null'),
+        ("problem", {"gt_answer": 1}, 'field "gt_answer" must be text, not 1; write it as text, "1"'),
+        ("problem", {"gt_answer": 0}, 'field "gt_answer" must be text, not 0; write it as text, "0"'),
+        ("problem", {"gt_answer": ["1"]}, 'field "gt_answer" must be text, not ["1"]'),
+        ("problem", {"answer": 0.5}, 'field "answer" must be text or null, not 0.5; write it as text, "0.5"'),
+        ("problem", {"answer": False}, 'field "answer" must be text or null, not false.'),
+        ("problem", {"prefix": 5}, 'field "prefix" must be text, not 5'),
+        ("problem", {"eos": 0}, 'field "eos" must be true or false, not 0.'),
+        ("problem", {"eos": "false"}, 'field "eos" must be true or false, not "false"'),
+        ("labelled", {"eos": 1}, 'field "eos" must be true or false, not 1.'),
         ("scored", {"step_scores": [0.5, 1.5]}, "probabilities in [0, 1], not 1.5 at index 1"),
         ("scored", {"step_scores": 0.5}, "probabilities in [0, 1], not 0.5"),
         ("labelled", {"labels": [1, 0]}, "one label per step; there are 3 steps but 2 labels"),
@@ -72,6 +82,43 @@ def test_a_wrong_field_is_named_with_file_and_line(kind, change, message, tmp_pa
         read_many(tmp_path / "a.jsonl", kind)
     assert str(error.value).startswith(f"{tmp_path / 'a.jsonl'}:3: ")
     assert message in str(error.value)
+
+
+def test_an_optional_field_that_is_null_reads_as_left_out(tmp_path):
+    """Tables with a column for every field of any row have null in the others."""
+    for kind, fields in (("problem", ("prefix", "eos", "gt_answer")), ("labelled", ("eos",))):
+        write_records(tmp_path / "a.jsonl", [GOOD[kind] | dict.fromkeys([*fields, "note"])])
+        assert read_many(tmp_path / "a.jsonl", kind) == [GOOD[kind] | {"note": None}]
+        kept = GOOD[kind] | dict.fromkeys(fields, "x") | {"eos": False}
+        write_records(tmp_path / "b.jsonl", [kept])
+        assert read_many(tmp_path / "b.jsonl", kind) == [kept]
+
+
+@pytest.mark.parametrize("half", [b"\\ud800", b"\\uDFFF", b"\xed\xa0\x80", b"\\udc00\\ud83d"])
+def test_a_lone_surrogate_reads_as_the_replacement_character(half, tmp_path):
+    line = b'{"id": "a%b", "question": "\\ud83d\\ude42 %b", "tags": ["%b"], "x%b": {"y": "%b"}}\n' % ((half,) * 5)
+    (tmp_path / "a.jsonl").write_bytes(line)
+    (record,) = read_many(tmp_path / "a.jsonl", "problem")
+    seen = "\ufffd" * (half.count(b"\\u") or 1)
+    assert record["id"] == f"a{seen}" and record["question"] == f"🙂 {seen}"
+    assert record["tags"] == [seen] and record[f"x{seen}"] == {"y": seen}
+    json.dumps(record, ensure_ascii=False).encode()  # raises for a surrogate
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_a_file_without_a_record_is_refused(kind, tmp_path):
+    (tmp_path / "a.jsonl").write_text("\n\n")
+    with pytest.raises(UserError, match=f"a.jsonl: no record is in it; give a file of {kind} records"):
+        read_many(tmp_path / "a.jsonl", kind)
+    write_records(tmp_path / "b.jsonl", [GOOD[kind]])
+    assert read_many(tmp_path / "b.jsonl", kind, 1, 2) == []  # a slice may be empty
+
+
+def test_a_file_of_another_format_is_told(tmp_path):
+    for suffix, remedy in ((".parquet", "`e2h prepare` with source jsonl"), (".csv", "convert it"), (".zst", "convert it")):
+        (tmp_path / f"a{suffix}").write_bytes(b"PAR1\xff")
+        with pytest.raises(UserError, match=rf"a\{suffix}: a \{suffix} file, where JSON Lines are read .*{remedy}"):
+            read_many(tmp_path / f"a{suffix}", "sample")
 
 
 def test_a_misspelt_field_is_shown(tmp_path):
@@ -135,7 +182,10 @@ def test_the_same_key_twice_is_refused(kind, tmp_path):
     write_records(tmp_path / "a.jsonl", [GOOD[kind], GOOD[kind]])
     with pytest.raises(UserError, match=r"a.jsonl:2: field .* repeats .*my/0.* of .*a.jsonl:1"):
         read_many(tmp_path / "a.jsonl", kind)
-    assert len(list(read_records(tmp_path / "a.jsonl", kind))) == 2
+    with pytest.raises(UserError, match="repeats"):
+        list(read_records(tmp_path / "a.jsonl", kind))
+    with pytest.raises(UserError, match=r"the pool, record 2: field .* repeats .* of the pool, record 1"):
+        check_records([GOOD[kind], GOOD[kind]], kind, "the pool")
 
 
 def test_records_made_in_memory_are_checked():

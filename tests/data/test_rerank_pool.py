@@ -81,12 +81,11 @@ def test_the_real_pool_agrees_with_its_documentation(tmp_path):
     with gzip.open(POOL, "rt") as file:
         naive = np.array([[c["str_match"] for c in json.loads(line)["candidates"]] for line in file])
     easy = np.array([problem["level"] <= 3 for problem in problems])
-    every = np.ones((1, 32))
     steps = [scores for row in pool.step_scores["prm"] for scores in row]
     prod, least = (voting.aggregate(steps, name).reshape(500, 32) for name in ("prod", "min"))
 
     def measured(correct):
-        votes = estimators.vote_at_k(pool.answers, correct, np.stack([prod**0, prod]), every)
+        votes = estimators.vote_at_k(pool.answers, correct, np.stack([prod**0, prod]), 32, np.random.default_rng(0))
         found = [
             estimators.pass_at_k(correct, 1),
             *votes,

@@ -69,7 +69,7 @@ def pieces_of(text):
     """Steps of a text, and the text that holds just them with one blank line between."""
     steps = split_steps(text, TEMPLATE)
     parts = [text[step.start : step.end] for step in steps]
-    answered = bool(steps) and steps[-1].is_answer and parts[-1] != TEMPLATE.answer_header
+    answered = bool(steps) and steps[-1].is_answer
     return parts, "\n\n".join(parts) + ("" if answered or not parts else "\n\n")
 
 
@@ -209,7 +209,7 @@ def test_labelled_steps_have_one_row_each_for_any_text(tokenizers, question, pre
         ("s1 a b⏎⏎# Answer⏎⏎42", [3, 9], [[2, 3, 4], [9]]),
         ("s1 a b⏎⏎⏎s2 c d⏎⏎⏎⏎s3 e", [3, 9, 14], [[2, 3, 5], [8, 9, 12], [14]]),
         ("s1 a b⏎⏎# Answer⏎⏎42⏎⏎s2 c⏎⏎e", [3, 9], [[2, 3, 4], [9]]),
-        ("s1 a b⏎⏎# Answer⏎⏎", [3, 6], [[2, 3, 4], [6]]),
+        ("s1 a b⏎⏎# Answer⏎⏎", [3, 7], [[2, 3, 4], [6, 7, 8]]),
         ("# Answer⏎⏎42", [4], [[4]]),
         ("", [], []),
     ],
@@ -259,7 +259,10 @@ def test_split_steps_by_the_rules():
     assert split("a\n\nb\n\n# Answer\n\n6") == [("a", False), ("b", False), ("# Answer\n\n6", True)]
     assert split("\n\n a \n\n\n\n\u00a0\n \n b\n\n") == [("a", False), ("b", False)]
     assert split("# Answer\n\n1\n\nmore\n\n# Answer\n\n2") == [("# Answer\n\n1", True)]
-    assert split("# Answer: 6\n\n# Answer\n6") == [("# Answer: 6", False), ("# Answer\n6", False)]
+    assert split("# Answer: 6\n\n# Answer\n6") == [("# Answer: 6", True)]
+    assert split("a\n# Answer\n6\n\nmore") == [("a", False), ("# Answer\n6", True)]
+    assert split("a\n\n# Answer\n\n") == [("a", False), ("# Answer", False)]
+    assert split("# Answers\n\n## Answer\n\n6") == [("# Answers", False), ("## Answer", False), ("6", False)]
     assert split(" \n\n\n") == split("") == []
 
 

@@ -26,7 +26,6 @@ def test_the_text_format_of_the_project():
         ("a\n\n# Answer", None),
         ("a\n\n# Answer\n\n \n", None),
         ("a # Answer\n\n6", None),
-        ("# Answer\n6", None),
         ("", None),
     ],
 )

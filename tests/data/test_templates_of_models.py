@@ -1,6 +1,8 @@
 """The formats of public models, few-shot prompts, template files: text, answers, tokens and steps."""
 
+import json
 import time
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -21,10 +23,13 @@ from e2h_jax.data.steps import (
     split_steps,
 )
 from e2h_jax.data.storage import write_records
-from e2h_jax.data.templates import TEMPLATES, few_shot, get_template, last_boxed, write_template
+from e2h_jax.data.templates import TEMPLATES, Template, few_shot, get_template, write_template
 from e2h_jax.errors import UserError
 
 NAMES = sorted(TEMPLATES)
+LISTS = ("special", "stop")
+FIELDS = [field.name for field in fields(Template)]
+TEXTS = [name for name in FIELDS if name not in LISTS]
 FRAGMENTS = [
     "a",
     "So 4.",
@@ -108,23 +113,6 @@ def test_a_solution_that_has_a_box_gets_no_second():
     assert get_template("qwen_boxed").format_solution(["So $\\boxed{2}$."], "2") == "So $\\boxed{2}$."
 
 
-@pytest.mark.parametrize(
-    ("text", "content"),
-    [
-        (r"\boxed{1} \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
-        (r"\boxed{ \{1\} } and \boxed{2", r"\{1\}"),
-        (r"\boxed{\boxed{3}}", "3"),
-        (r"a \boxed {4}", "4"),
-        (r"\boxed{}", None),
-        ("boxed{1}", None),
-        (r"is $\boxed 9$.", "9"),
-        ("\\boxed{" * 200_000, None),
-    ],
-)
-def test_last_boxed(text, content):
-    assert last_boxed(text) == content
-
-
 def test_stop_strings_end_an_answer():
     text = "Add.\n\n# Answer\n\n2\n\n# Question\n\nNext?\n\n# Answer\n\n3"
     shots = few_shot(TEMPLATES["e2h"], [{"question": "0?", "solution": "# Answer\n\n0"}], "x")
@@ -171,7 +159,7 @@ def test_training_and_scoring_agree_in_every_format_and_on_every_tokenizer(name,
         again = [whole[step.start : step.end] for step in split_steps(whole, template)]
         assume(again == parts)  # else the join makes another solution of it
         answered = bool(parts) and split_steps(whole, template)[-1].is_answer
-        if answered and parts[-1] != template.answer_header and not template.tag:
+        if answered and not template.tag:
             whole = whole.removesuffix(template.separator)
         kept = min(kept, len(parts))
         for tokenizer in kinds.values():
@@ -261,17 +249,68 @@ def test_examples_are_of_the_prompt_s_own_format(tmp_path):
 def test_template_files(tmp_path):
     write_template(tmp_path / "t.json", TEMPLATES["qwen_boxed"])
     assert get_template(str(tmp_path / "t.json")) == TEMPLATES["qwen_boxed"]
-    for content, message in (
-        ('{"name": "x", "prompts": "y"}', 'no field "prompts" .did you mean "prompt"'),
-        ('{"name": "x", "prompt": "y"}', "must hold {question}"),
-        ("[1]", "not a template file"),
-        ("{", "not a template file"),
-    ):
-        (tmp_path / "bad.json").write_text(content)
-        with pytest.raises(UserError, match=message):
-            get_template(str(tmp_path / "bad.json"))
-    with pytest.raises(UserError, match="not a template file"):
+    (tmp_path / "few.json").write_text('{"name": "x", "prompt": "{question}:", "stop": ["\\n\\n\\n"], "special": []}')
+    assert get_template(str(tmp_path / "few.json")) == Template(name="x", prompt="{question}:", stop=("\n\n\n",))
+    with pytest.raises(UserError, match="absent.json: not a template file"):
         get_template(str(tmp_path / "absent.json"))
+
+
+GOOD = {"name": "x", "prompt": "{question}:"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"name": "x", "prompts": "y"}, 'no field "prompts" .did you mean "prompt"'),
+        ({"name": "x", "prompt": "y"}, "must hold {question}"),
+        ({"prompt": "{question}"}, 'needs the field "name", a text that is not empty'),
+        ({"name": "", "prompt": "{question}"}, 'needs the field "name"'),
+        ({"name": "x"}, 'needs the field "prompt"'),
+        ({}, 'needs the field "name"'),
+        ([1], "must hold one object with the fields of a template"),
+        (None, "must hold one object"),
+        ("x", "must hold one object"),
+        *((GOOD | {name: None}, f'the field "{name}" must be a .*, not null') for name in FIELDS),
+        *((GOOD | {name: 3}, f'the field "{name}" must be a .*, not 3') for name in FIELDS),
+        *((GOOD | {name: {}}, f'the field "{name}" must be a .*, not {{}}') for name in FIELDS),
+        *((GOOD | {name: ["a"]}, f'the field "{name}" must be a text, not ."a".') for name in TEXTS),
+        *((GOOD | {name: "a"}, f'the field "{name}" must be a list of texts, none empty, not "a"') for name in LISTS),
+        *((GOOD | {name: ["a", ""]}, f'the field "{name}" must be a list of texts, none empty') for name in LISTS),
+        *((GOOD | {name: ["a", None]}, f'the field "{name}" must be a list of texts, none empty') for name in LISTS),
+        *((GOOD | {name: [["a"]]}, f'the field "{name}" must be a list of texts, none empty') for name in LISTS),
+        (GOOD | {"answer": "box"}, '"answer" must be header, boxed or inline'),
+        (GOOD | {"separator": ""}, '"separator" must hold a blank line'),
+        (GOOD | {"separator": "\n"}, '"separator" must hold a blank line'),
+        (GOOD | {"tag": "<s>"}, "\"separator\" must hold the tag '<s>'"),
+        (GOOD | {"tag": " <s>", "separator": " <s>"}, '"tag" must have no white space around it'),
+        (GOOD | {"answer_header": ""}, "is not found again"),
+        (GOOD | {"answer_header": "# Answer "}, "is not found again"),
+        (GOOD | {"answer": "inline", "answer_header": ""}, "is not found again"),
+        (GOOD | {"answer": "boxed"}, "is not found again"),
+        (GOOD | {"answer": "boxed", "answer_header": "It is {answer}."}, "is not found again"),
+        (GOOD | {"stop": ["# Ans"]}, "is not found again"),
+    ],
+)
+def test_a_mistake_in_a_template_file_is_one_sentence(content, message, tmp_path):
+    (tmp_path / "bad.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message) as caught:
+        get_template(str(tmp_path / "bad.json"))
+    assert str(caught.value).startswith(f"{tmp_path}/bad.json: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff", b"[" * 100_000])
+def test_a_damaged_template_file_is_one_sentence(content, tmp_path):
+    (tmp_path / "bad.json").write_bytes(content)
+    with pytest.raises(UserError, match="bad.json: not a template file"):
+        get_template(str(tmp_path / "bad.json"))
+
+
+def test_header_templates_may_have_tags():
+    template = Template("x", "{question}", separator="<s>", tag="<s>")
+    assert template.format_solution(["a"], "7") == "a<s># Answer<s>7<s>"
+    for text in ("a<s># Answer<s>7<s>", "a<s># Answer 7<s>b", "a <s>\n# Answer:<s> 7"):
+        assert template.extract_answer(text) == "7" and split_steps(text, template)[-1].is_answer
+    assert template.extract_answer("a # Answer<s>7") is None
 
 
 def test_a_mixture_has_the_stated_shares(tmp_path):
@@ -280,7 +319,7 @@ def test_a_mixture_has_the_stated_shares(tmp_path):
         write_records(tmp_path / f"{name}.jsonl", [record | {"number": n} for n in range(count)])
     parts = {name: {"path": str(tmp_path / f"{name}.jsonl"), "share": share} for name, share in (("prm", 3.0), ("orm", 1.0))}
     config = prepare.defaults().unlock()
-    config.update({"source": "mixture", "name": "oprm", "mixture": parts})
+    config.update({"source": "mixture", "name": "oprm", "mixture": parts, "mixture_by": "records"})
     summary = prepare.run(config, tmp_path / "out")
     records = read_many(tmp_path / "out" / "oprm" / "train", "labelled")
     shares = [sum(record["part"] == name for record in records) for name in ("prm", "orm")]
@@ -289,6 +328,11 @@ def test_a_mixture_has_the_stated_shares(tmp_path):
     config.mixture = {"prm": parts["prm"]}
     with pytest.raises(UserError, match="config.mixture needs two parts or more"):
         prepare.run(config, tmp_path / "out2")
-    config.mixture = {"prm": parts["prm"], "orm": {"path": "x"}}
-    with pytest.raises(UserError, match="config.mixture.orm must be a path and a positive share"):
-        prepare.run(config, tmp_path / "out3")
+    for wrong in ({"path": "x"}, {"path": "x", "share": 0}, {"path": "x", "share": "1"}, {"path": 3, "share": 1}):
+        config.mixture = {"prm": parts["prm"], "orm": wrong}
+        with pytest.raises(UserError, match="config.mixture.orm must be a path and a positive share"):
+            prepare.run(config, tmp_path / "out3")
+    for share in (float("inf"), float("nan"), True):
+        config.mixture = {"prm": parts["prm"], "orm": {"path": "x", "share": share}}
+        with pytest.raises(UserError, match="config.mixture.orm must be a path and a positive share"):
+            prepare.run(config, tmp_path / "out3")

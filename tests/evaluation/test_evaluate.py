@@ -5,12 +5,14 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from e2h_jax.data.storage import write_json, write_records
 from e2h_jax.errors import UserError
-from e2h_jax.evaluation import evaluate
+from e2h_jax.evaluation import comparison, evaluate, tables
+from e2h_jax.evaluation.inputs import Generator
 from e2h_jax.evaluation.voting import AGGREGATIONS
 
 PROBLEMS = [
@@ -131,6 +133,32 @@ def test_paired_differences(results):
     assert row["all"]["ci95"] == [0, 1]
 
 
+def test_methods_agree_on_one_sample_and_rows_tell_which_subsets_were_drawn():
+    """A generator with 600 samples of each of 30 problems: with one sample nothing is left to decide."""
+    rng = np.random.default_rng(0)
+    answers = rng.integers(-1, 5, (30, 600))
+    steps = rng.random((30, 600, 2)).tolist()
+    logprob = rng.normal(-30, 9, (30, 600))
+    of = Generator("g", None, answers == 0, answers, logprob, [], [], {"prm": steps}, {})
+    found = comparison.methods(of, comparison.solution_scores(of, ("prod", "min")), np.random.default_rng(0))
+    groups = comparison.Groups([1, 5] * 15, (1,), (5,), [None] * 30, 200, 0)
+    single = [method for method in found if method.n == 1]
+    assert len(single) == 1 + 2 + 1 + 2 + 1 + 1
+    for method in single:
+        np.testing.assert_allclose(method.accuracy, (answers == 0).mean(axis=1), atol=1e-12)
+    rows = comparison.results_rows(found, groups)
+    drawn = {row["n"]: row["drawn"] for row in rows if row["decoding"] in ("majority", "weighted")}
+    assert drawn == {1: 0, 2: 0, 600: 0} | dict.fromkeys((4, 8, 16, 32, 64, 128, 256, 512), 1024)
+    assert {row["drawn"] for row in rows if row["decoding"] in ("best_of_n", "pass")} == {0}
+    for row in comparison.paired_rows(found, groups):
+        if row["n"] == 1:
+            assert row["all"] == {"difference": 0, "ci95": [0, 0], "problems": 30}
+    line = tables.subsets_line(rows)
+    assert "votes at N = 4, 8, 16, 32, 64, 128, 256 and 512: 1,024 random subsets" in line
+    assert "at most 0.29 points" in line  # 50 / sqrt(1024 · 30)
+    assert tables.subsets_line([row for row in rows if row["n"] in (1, 2)]) == "All accuracies are averages over all subsets."
+
+
 def test_quality_counts_seconds_and_subjects(results):
     prm, control = results["quality"]
     assert (prm["evaluator"], control["evaluator"]) == ("prm", "likelihood")
@@ -138,6 +166,8 @@ def test_quality_counts_seconds_and_subjects(results):
     assert prm["outcome"]["all"]["right"] == 3
     assert prm["outcome"]["hard"]["last"] == {
         "auc": 1,
+        "auc_within": 1,
+        "auc_problems": 1,
         "accuracy": 0.75,
         "balanced_accuracy": round((1 + 2 / 3) / 2, 6),
     }
@@ -159,6 +189,9 @@ def test_the_files_to_read(pool, results, capsys):
     table = (pool / "out" / "table.md").read_text()
     assert "| sft | 4 | weighted voting, prm (prod) | 100.0 [100.0, 100.0] |" in table
     assert "+100.0 [+100.0, +100.0]" in table
+    # By log-probability p/0 has 4 of 4 pairs in order, p/1 1 of 3; together 9 ½ of 15.
+    control = "| sft | likelihood | solutions, log-probability | 1.000 (1.000) | – | 0.333 (0.333) | – | 0.633 (0.667) | – |"
+    assert control in table
     assert (pool / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert (pool / "again" / "results.json").read_bytes() == (pool / "out" / "results.json").read_bytes()
     lines = [json.loads(line) for line in (pool / "out" / "metrics.jsonl").read_text().splitlines()]
@@ -232,6 +265,21 @@ def broken(pool, tmp_path, case):
             samples = (pool / "samples-00001-of-00002.jsonl").read_text() + "".join(lines[:1])
             (tmp_path / "few.jsonl").write_text(samples)
             config.generators.sft.samples = str(tmp_path / "few.jsonl")
+        case "samples of others" | "scores of others":
+            which = "samples" if case == "samples of others" else "scored"
+            text = "".join(lines).replace("p/", "q/")
+            (tmp_path / "others.jsonl").write_text(text)
+            if which == "samples":
+                config.generators.sft.samples = str(tmp_path / "others.jsonl")
+            else:
+                config.generators.sft.scored.prm = str(tmp_path / "others.jsonl")
+        case "labels twice" | "labels of a number":
+            rows = [json.loads(line) for line in (pool / "labelled.jsonl").read_text().splitlines()]
+            rows = [*rows, rows[1]] if case == "labels twice" else [rows[0] | {"generator": [1]}]
+            write_records(tmp_path / "l.jsonl", rows)
+            config.labelled = str(tmp_path / "l.jsonl")
+        case "share":
+            config.max_no_answer = 20
         case "scores without samples":
             config.generators.sft.samples = ""
         case "aggregation":
@@ -265,7 +313,7 @@ def broken(pool, tmp_path, case):
         ("no generator", "config.generators is empty"),
         ("nothing given", "config.generators.sft: neither samples nor greedy is given"),
         ("misspelt", 'config.generators.sft.sample: no such field (did you mean "samples"?)'),
-        ("a path", "config.generators.sft must be a group of the fields samples, greedy, scored, not"),
+        ("a path", "config.generators.sft must be a group of the fields samples, greedy, scored, template, not"),
         ("scores without evaluator", "config.generators.sft.scored must name an evaluator for its file"),
         ("no path", "config.generators.sft.samples must hold paths as texts, not 3"),
         ("name of the control", 'config.generators.sft.scored: "likelihood" is the name of the control'),
@@ -275,6 +323,11 @@ def broken(pool, tmp_path, case):
             "missing samples",
             'few.jsonl: 1 of 2 problems have fewer than 4 samples ("p/0" has 2); finish sampling, or set',
         ),
+        ("samples of others", 'others.jsonl: no problem_id of its 8 records is the id of a problem (the first is "q/0"'),
+        ("scores of others", 'others.jsonl: no problem_id of its 8 records is the id of a problem (the first is "q/0"'),
+        ("labels twice", 'l.jsonl: record 9 repeats problem "p/0", sample 1; remove one of them'),
+        ("labels of a number", 'l.jsonl: record 1: field "generator" must be text, not [1]'),
+        ("share", "config.max_no_answer=20.0 is a share from 0 to 1"),
         ("scores without samples", "config.generators.sft.scored: scores without their samples"),
         ("aggregation", 'config.aggregations: there is no aggregation "meen" (did you mean "mean"?)'),
         ("headline", 'config.headline.best_of_n: "min" is not among config.aggregations'),
@@ -305,6 +358,22 @@ def test_labels_need_their_generator_when_several_have_scores(pool, tmp_path):
     quality = json.loads((tmp_path / "results.json").read_text())["quality"]
     with_steps = {row["generator"]: row["steps"] is not None for row in quality if row["evaluator"] == "prm"}
     assert with_steps == {"sft": True, "other": False}
+
+
+def test_many_solutions_without_an_answer_are_told(pool, tmp_path, capfd):
+    """One of sft's eight samples has none, and no greedy solution."""
+    config = make_config(pool)
+    evaluate.run(config, tmp_path / "quiet")
+    assert "no recognised answer" not in capfd.readouterr().err
+    config.max_no_answer = 0.12
+    evaluate.run(config, tmp_path / "told")
+    told = "e2h: config.generators.sft.samples: 1 of 8 solutions have no recognised answer (12.5%, more than 12%); they end, "
+    assert capfd.readouterr().err.count("no recognised answer") == 1
+    evaluate.run(config, tmp_path / "again")
+    assert told + 'for example, "So:". Each counts as wrong.\n' in capfd.readouterr().err
+    config.max_no_answer = 0.125  # a share, not more
+    evaluate.run(config, tmp_path / "just")
+    assert "no recognised answer" not in capfd.readouterr().err
 
 
 def test_evaluation_imports_without_jax():

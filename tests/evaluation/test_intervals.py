@@ -1,5 +1,7 @@
 """Bootstrap intervals."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -37,3 +39,19 @@ def test_differences_are_paired():
 def test_no_problems_give_null():
     (found,) = Bootstrap(0, 100, np.random.default_rng(0)).statistics(np.zeros((1, 0)))
     assert found == {"accuracy": None, "ci95": None, "problems": 0}
+
+
+def test_the_interval_is_that_of_plain_resampling():
+    values = np.random.default_rng(1).random((2, 9))
+    drawn = np.random.default_rng(5).integers(9, size=(300, 9))
+    found = Bootstrap(9, 300, np.random.default_rng(5)).statistics(values)
+    for row, statistic in zip(values, found, strict=True):
+        means = sorted(row[problems].mean() for problems in drawn)
+        low, high = (np.interp(share * 299, np.arange(300), means) for share in (0.025, 0.975))
+        expected = [round(float(bound), 6) for bound in (low, high)]
+        assert statistic == {"accuracy": round(float(row.mean()), 6), "ci95": expected, "problems": 9}
+
+
+def test_a_difference_of_nothing_has_no_sign():
+    (found,) = Bootstrap(3, 20, np.random.default_rng(0)).statistics(np.full((1, 3), -1e-9), "difference")
+    assert json.dumps(found) == '{"difference": 0.0, "ci95": [0.0, 0.0], "problems": 3}'

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from e2h_jax.evaluation.quality import auc, judge, outcome_quality, step_quality
+from e2h_jax.evaluation.quality import auc, auc_within, judge, outcome_quality, step_quality
 
 
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.5, 0.9]), st.booleans()), min_size=1, max_size=30))
@@ -15,11 +15,58 @@ def test_auc_is_the_share_of_ordered_pairs(pairs):
     assert auc(scores, right) == (pytest.approx(np.mean(won)) if won else None)
 
 
+SCORES = st.sampled_from([0.0, 0.1, 0.5, 0.9])
+
+
+@given(st.lists(st.tuples(SCORES, st.booleans(), st.integers(0, 3)), min_size=1, max_size=30))
+def test_auc_within_is_the_mean_over_problems_with_right_and_wrong_ones(rows):
+    scores, right, problems = (np.array(column) for column in zip(*rows, strict=True))
+    shares = []
+    for problem in set(problems.tolist()):
+        own = problems == problem
+        won = [(a > b) + (a == b) / 2 for a in scores[own & right] for b in scores[own & ~right]]
+        shares += [np.mean(won)] if won else []
+    found, count = auc_within(scores, right, problems)
+    assert count == len(shares)
+    assert found == (pytest.approx(np.mean(shares)) if shares else None)
+
+
+def test_a_judge_of_difficulty_alone_is_good_pooled_and_no_use_within_problems():
+    """Three problems with 4 samples: 3, 2 and 0 right; the score is a number for each problem."""
+    correct = np.array([[True, True, True, False], [True, False, False, True], [False] * 4])
+    difficulty = np.array([[0.9], [0.5], [0.1]]).repeat(4, axis=1)
+    found = outcome_quality({"last": difficulty}, correct)["last"]
+    # 5 right against 7 wrong. Three at 0.9 against 1 · 0.9 (tied), 2 · 0.5, 4 · 0.1: 3 · 6.5; two at 0.5: 2 · (0 + 2/2 + 4).
+    assert found["auc"] == round((3 * 6.5 + 2 * 5) / 35, 6) == 0.842857
+    assert (found["auc_within"], found["auc_problems"]) == (0.5, 2)
+    # Within problems one may be perfect, and pooled bad: the hardest problem's scores are the highest.
+    within = np.where(correct, 0.1, 0.0) + np.array([[0.0], [0.5], [0.8]])
+    found = outcome_quality({"last": within}, correct)["last"]
+    assert (found["auc_within"], found["auc_problems"]) == (1, 2)
+    assert found["auc"] == round((3 * 1 + 2 * 3) / 35, 6)
+    # The problems count the same, with three pairs or four: (1/3 + 1) / 2 in place of 5 / 7.
+    uneven = np.array([[0.3, 0.1, 0.1, 0.2], [0.9, 0.1, 0.1, 0.9], [0.0] * 4])
+    assert outcome_quality({"last": uneven}, correct)["last"]["auc_within"] == round((1 / 3 + 1) / 2, 6)
+
+
+def test_steps_are_compared_within_their_problem():
+    """Two solutions of problem 4, one of problem 2; each solution alone has steps of one kind."""
+    scores, labels = [[0.9, 0.8], [0.7], [0.1, 0.2]], [[1.0, 1.0], [0.0], [1.0, 0.0]]
+    found = step_quality(scores, labels, [4, 4, 2])
+    assert (found["auc_within"], found["auc_problems"]) == (0.5, 2)  # 1 and 0
+    assert found["auc"] == round((2 + 2 + 0) / 6, 6)
+    assert step_quality(scores, labels, [4, 5, 2])["auc_problems"] == 1
+
+
 def test_raw_and_balanced_accuracy():
-    found = judge(np.array([0.9, 0.8, 0.5, 0.9]), np.array([True, True, True, False]), 0.5)
-    assert found == {"auc": round((0.5 + 0 + 0) / 3, 6), "accuracy": 0.75, "balanced_accuracy": 0.5}
-    assert judge(np.array([0.9]), np.array([True]), 0.5) == {"auc": None, "accuracy": 1, "balanced_accuracy": None}
-    assert judge(np.array([]), np.array([], dtype=bool), 0.5)["accuracy"] is None
+    found = judge(np.array([0.9, 0.8, 0.5, 0.9]), np.array([True, True, True, False]), np.array([0, 1, 0, 0]), 0.5)
+    areas = {"auc": round((0.5 + 0 + 0) / 3, 6), "auc_within": 0.25, "auc_problems": 1}
+    assert found == {**areas, "accuracy": 0.75, "balanced_accuracy": 0.5}
+    none = {"auc": None, "auc_within": None, "auc_problems": 0}
+    one = judge(np.array([0.9]), np.array([True]), np.array([0]), 0.5)
+    assert one == {**none, "accuracy": 1, "balanced_accuracy": None}
+    nothing = judge(np.array([]), np.array([], dtype=bool), np.array([], dtype=int), 0.5)
+    assert nothing == {**none, "accuracy": None, "balanced_accuracy": None}
 
 
 def test_odds_say_right_from_one_on_and_log_probabilities_never():
@@ -27,11 +74,13 @@ def test_odds_say_right_from_one_on_and_log_probabilities_never():
     found = outcome_quality({"mean_odds": np.array([[1.5, 0.7]]), "logprob": np.array([[-1.0, -2.0]])}, correct)
     assert found["samples"] == 2
     assert found["right"] == 1
-    assert found["mean_odds"] == {"auc": 1, "accuracy": 1, "balanced_accuracy": 1}
-    assert found["logprob"] == {"auc": 1, "accuracy": None, "balanced_accuracy": None}
+    areas = {"auc": 1, "auc_within": 1, "auc_problems": 1}
+    assert found["mean_odds"] == {**areas, "accuracy": 1, "balanced_accuracy": 1}
+    assert found["logprob"] == {**areas, "accuracy": None, "balanced_accuracy": None}
 
 
 def test_steps_without_label_are_left_out_and_other_cuts_are_counted():
-    found = step_quality([[0.9, 0.2, 0.4], [0.9]], [[1.0, None, 0.0], [1.0, 1.0]])
-    assert found == {"steps": 2, "right": 1, "skipped": 1, "auc": 1, "accuracy": 1, "balanced_accuracy": 1}
-    assert step_quality([], [])["auc"] is None
+    found = step_quality([[0.9, 0.2, 0.4], [0.9]], [[1.0, None, 0.0], [1.0, 1.0]], [0, 1])
+    areas = {"auc": 1, "auc_within": 1, "auc_problems": 1}
+    assert found == {"steps": 2, "right": 1, "skipped": 1, **areas, "accuracy": 1, "balanced_accuracy": 1}
+    assert step_quality([], [], [])["auc"] is None

@@ -57,10 +57,103 @@ def test_outcome_labels(files):
     assert sum(r["labels"][0] == 1 for r in by_problem["p/2"]) == 2
     assert summary["questions with one outcome alone, left out"] == 1
     assert summary["solutions with the text of another"] == 1 and summary["records"] == 10
+    assert all(r["eos"] for r in records)
     assert run(files, levels=(1,))[0]["records"] == 2
     assert run(files, seed=1)[1] != records
     few, _ = run(files, per_problem=4)
     assert few["records"] == 2 + 4
+
+
+def test_of_solutions_with_one_text_the_first_counts(files):
+    """A, B, A, C, A with room for two: A and B, whatever the order in the file."""
+    texts = [solution(3, "A"), solution(9, "B"), solution(3, "A"), solution(9, "C"), solution(3, "A")]
+    rows = [sample("p/3", n, text) for n, text in enumerate(texts)]
+    write_records(files / "samples.jsonl", [rows[n] for n in (3, 4, 1, 0, 2)])
+    for count, numbers in ((1, [0]), (2, [0, 1]), (3, [0, 1, 3])):
+        _, records = run(files, per_problem=count, ratio=0)
+        assert [r["sample"] for r in records] == numbers, count
+    _, records = run(files, prepare, source="prefixes", path=str(files / "problems.jsonl"), problems=None, per_problem=2)
+    assert [(r["id"], r["prefix"]) for r in records if r["step"] == 0] == [("p/3#0.0", "A"), ("p/3#1.0", "B")]
+    summary, _ = run(files, prepare, source="prefixes", path=str(files / "problems.jsonl"), problems=None, per_problem=1)
+    assert (summary["solutions"], summary["solutions left out"]) == (1, 4)
+
+
+def test_a_repeated_sample_is_refused(files):
+    """As after `cat run1 run2`: with the same number for two texts, labels would be swapped."""
+    rows = [sample("p/2", 0, solution(2)), sample("p/2", 1, solution(3))]
+    write_records(files / "samples.jsonl", [*rows, rows[0] | {"text": solution(3)}])
+    with pytest.raises(UserError, match=r'samples.jsonl:3: field "problem_id, sample" repeats .*"p/2", 0'):
+        run(files)
+    with pytest.raises(UserError, match=r'samples.jsonl:3: field "problem_id, sample" repeats'):
+        run(files, prepare, source="prefixes", path=str(files / "problems.jsonl"), problems=None)
+    write_records(files / "samples.jsonl", rows)
+    _, prefixes = run(files, prepare, source="prefixes", path=str(files / "problems.jsonl"), problems=None)
+    write_records(files / "prefixes.jsonl", prefixes)
+    completions = [sample(p["id"], n, "# Answer\n\n2") for p in prefixes for n in range(2)]
+    write_records(files / "completions.jsonl", [*completions, completions[0]])
+    fields = {"method": "completions", **{n: str(files / f"{n}.jsonl") for n in ("prefixes", "completions")}}
+    with pytest.raises(UserError, match=r'completions.jsonl:9: field "problem_id, sample" repeats .*"p/2#0.0", 0'):
+        run(files, **fields)
+    write_records(files / "completions.jsonl", completions)
+    assert [r["labels"] for r in run(files, **fields)[1]] == [[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]]
+    write_records(files / "samples.jsonl", [rows[0], rows[1] | {"text": solution(3, "Guess.")}])  # sampled anew
+    with pytest.raises(UserError, match='"p/2#1.0" is not the beginning of that solution in .*samples.jsonl'):
+        run(files, **fields)
+
+
+def test_a_problem_s_prefix_begins_its_solutions(files):
+    """What is sampled behind it is judged with it, and labelled alone."""
+    problem = {"id": "p/9", "question": "9?", "answer": "9", "level": 1, "prefix": "Given.\n\n# Answer"}
+    write_records(files / "problems.jsonl", [problem, problem | {"id": "p/8", "prefix": "Given.\n\nThen."}])
+    ends = ["End.\n\n# Answer\n\n9", "So.\n\nNo.\n\n# Answer\n\n8"]
+    write_records(files / "samples.jsonl", [sample("p/9", 0, "9"), *[sample("p/8", n, text) for n, text in enumerate(ends)]])
+    _, records = run(files, ratio=0)
+    assert [(r["prefix"], r["steps"], r["labels"]) for r in records] == [
+        ("Given.\n\nThen.", ["End.", "# Answer\n\n9"], [1.0, 1.0]),
+        ("Given.\n\nThen.", ["So.", "No.", "# Answer\n\n8"], [0.0, 0.0, 0.0]),
+    ]
+    paths = {"source": "prefixes", "path": str(files / "problems.jsonl"), "problems": None}
+    _, prefixes = run(files, prepare, **paths)
+    assert [(p["id"], p["prefix"]) for p in prefixes] == [
+        ("p/8#0.0", "Given.\n\nThen.\n\nEnd."),
+        ("p/8#1.0", "Given.\n\nThen.\n\nSo."),
+        ("p/8#1.1", "Given.\n\nThen.\n\nSo.\n\nNo."),
+    ]
+    write_records(files / "prefixes.jsonl", prefixes)
+    write_records(files / "completions.jsonl", [sample(p["id"], 0, f"# Answer\n\n{9 - n}") for n, p in enumerate(prefixes)])
+    fields = {"method": "completions", **{n: str(files / f"{n}.jsonl") for n in ("prefixes", "completions")}}
+    _, records = run(files, **fields)
+    assert [(r["prefix"], r["steps"], r["labels"]) for r in records] == [
+        ("Given.\n\nThen.", ["End.", "# Answer\n\n9"], [1.0, 1.0]),
+        ("Given.\n\nThen.", ["So.", "No.", "# Answer\n\n8"], [0.0, 0.0, 0.0]),
+    ]
+
+
+def test_solutions_in_another_format_are_refused(files):
+    r"""Boxed answers read as e2h have none: all would be labelled wrong."""
+    boxed = [sample("p/2", n, f"Way {n}.\n\nSo \\boxed{{2}}") for n in range(3)]
+    write_records(files / "samples.jsonl", [*boxed, *[sample("p/2", n, solution(2, f"{n}")) for n in range(3, 10)]])
+    told = r'samples.jsonl: 3 of 10 solutions have no recognised answer .30.0%, more than 20%.; they end, for example, "Way 0.'
+    with pytest.raises(UserError, match=told) as refused:
+        run(files)
+    assert all(f'"Way {n}.\\n\\nSo \\\\boxed{{2}}"' in str(refused.value) for n in range(3))
+    assert "config.template" in str(refused.value) and not list(files.glob("out*/*"))
+    assert run(files, max_no_answer=0.3, ratio=0)[0]["records"] == 10
+    with pytest.raises(UserError, match="config.max_no_answer=1.5 is a share"):
+        run(files, max_no_answer=1.5)
+
+
+def test_completions_without_an_answer_are_refused(files):
+    write_records(files / "samples.jsonl", [sample("p/2", 0, solution(2)), sample("p/3", 0, "# Answer\n\n3")])
+    _, prefixes = run(files, prepare, source="prefixes", path=str(files / "problems.jsonl"), problems=None)
+    write_records(files / "prefixes.jsonl", prefixes)
+    write_records(files / "completions.jsonl", [sample(p["id"], 0, "It is \\boxed{2}") for p in prefixes])
+    fields = {"method": "completions", **{n: str(files / f"{n}.jsonl") for n in ("prefixes", "completions")}}
+    with pytest.raises(UserError, match="completions.jsonl: 2 of 2 solutions have no recognised answer"):
+        run(files, **fields)
+    summary, records = run(files, **fields, max_no_answer=1.0)
+    assert [r["labels"] for r in records] == [[0.0, 0.0, 1.0]]
+    assert summary["solutions without a prefix, left out"] == 1
 
 
 def test_steps_by_their_completions(files):
@@ -85,6 +178,7 @@ def test_steps_by_their_completions(files):
         "method": "completions",
         "prefixes": str(files / "prefixes.jsonl"),
         "completions": str(files / "completions.jsonl"),
+        "max_no_answer": 0.5,
     }
     _, hard = run(files, **fields)
     _, soft = run(files, **fields, estimate="soft")

@@ -1,5 +1,8 @@
 """The rules of the paper's code: all figures that were measured on it (original-system.md A.2, A.4, A.5), the whole by hand."""
 
+import math
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -35,6 +38,8 @@ ANSWER = "⏎⏎# Answer⏎⏎42"
         (f"x⏎⏎s2 c d⏎⏎s3 e{ANSWER}", [(1, ONE), (6, {5, 6, 7}), (10, {9, 10, 11})]),
         (f"x y⏎⏎s2 c d⏎⏎s3 e{ANSWER}", [(2, {1, 2, 3}), (7, {6, 7, 8}), (11, {10, 11, 12})]),
         (f"⏎⏎s1 a{ANSWER}", [(0, ONE), (4, {3, 4, 5})]),
+        ("s1 a b⏎⏎s2 c d⏎⏎", [(3, {2, 3, 4})]),
+        ("s1 a b⏎⏎s2 c d⏎⏎s3⏎", [(3, {2, 3, 4})]),
         ("s1 a b⏎⏎s2 c d", []),
         ("s1 a b⏎⏎s2 c d⏎⏎s3 e", [(3, {2, 3, 4})]),
         (f"s1 a b{ANSWER}", [(3, {2, 3, 4})]),
@@ -85,6 +90,14 @@ def test_step_values_of_the_original(scheme, upper_bound, logits, expected, tota
         assert values.sum() == pytest.approx(total, abs=1e-6)
 
 
+def test_step_values_are_float64_whatever_the_logits():
+    logits = np.float32([0.3, -0.7, 1.9])
+    first, second, third = (1 / (1 + math.exp(-float(logit))) for logit in logits)
+    charges = np.array([first - 1, second - first, 0]) + 0.25 / 3.000001
+    np.testing.assert_allclose(step_values(settings(upper_bound=1.0), logits), charges, rtol=1e-13)
+    assert third > second and step_values(settings(), []).shape == (0,)
+
+
 @pytest.mark.parametrize(
     "text, expected",
     [
@@ -100,6 +113,7 @@ def test_step_values_of_the_original(scheme, upper_bound, logits, expected, tota
         ("so $42$⏎⏎# Answer⏎⏎ \n", 1.0),
         ("so $42$", 1.0),
         ("so $42$⏎⏎# Answer⏎⏎42 ", 1.0),
+        ("so 42⏎⏎# Answer⏎⏎42⏎⏎so $43$⏎⏎# Answer⏎⏎43", 1.0),  # the answer is all that follows the first marker
     ],
 )
 def test_format_penalty_of_the_original(text, expected):
@@ -147,6 +161,9 @@ def test_the_whole_by_hand():
         ({"format_replaces": True}, Verdict(True), -1),  # whatever the tier
         ({"format": "none", "format_replaces": True}, Verdict(True), 1),
         ({"min_length": 20, "min_length_coef": 0.1}, Verdict(True), 0.25 - 0.2),  # the terminal index is 18
+        ({"min_length": 10, "min_length_coef": 0.1}, Verdict(True), 0.25),
+        ({"format_replaces": True, "min_length": 20, "min_length_coef": 0.1}, Verdict(True), -1 - 0.2),
+        ({"format_value": -2.0}, Verdict(True), 1 - 1.5),
     ],
 )
 def test_terminal_rewards(fields, verdict, terminal):
@@ -167,6 +184,16 @@ def test_the_unscorable_is_better_off_than_the_badly_scored():
 def test_a_response_of_eos_alone():
     shaped = shape(settings(), rollout("", 1), 0, [], Verdict(False))
     assert shaped.rewards.tolist() == [-1.0] and shaped.trained == 0
+
+
+def test_special_tokens_are_no_part_of_a_newline():
+    def encode(text, add_special_tokens=True):
+        ids = [NEWLINE if character == "\n" else ord(character) for character in text]
+        return [1, *ids, 2] if add_special_tokens else ids
+
+    assert newline_token(SimpleNamespace(encode=encode, unk_token_id=0)) == NEWLINE
+    with pytest.raises(UserError, match="newline"):
+        newline_token(SimpleNamespace(encode=encode, unk_token_id=NEWLINE))
 
 
 def test_tokenizers_without_newline_pairs_are_refused(tokenizers, llama2_like):

@@ -14,6 +14,7 @@ from e2h_jax import stage
 from e2h_jax.data import arithmetic
 from e2h_jax.data.records import read_many
 from e2h_jax.data.storage import write_records
+from e2h_jax.data.templates import get_template, recorded_template, write_template
 from e2h_jax.data.tokenizer import build_tokenizer
 from e2h_jax.errors import UserError
 from e2h_jax.models import store
@@ -109,6 +110,15 @@ def test_another_model_or_other_problems_under_the_same_name_are_refused(world, 
         (workdir / "inputs.json").write_text(json.dumps(begun | {name: "0"}))
         with pytest.raises(UserError, match=f"{name} was interrupted while sampling from another model or for other problems"):
             stage.execute("sample", config_of(world), workdir)
+
+
+def test_the_template_is_recorded_beside_the_samples(world, uninterrupted, tmp_path):
+    """`evaluate` finds the answers by it; samples of another template are not mixed in."""
+    assert recorded_template(uninterrupted[0]) == recorded_template(uninterrupted[0] / SHARD) == get_template("e2h")
+    (tmp_path / SHARD).write_bytes(b"".join(lines(uninterrupted[0])[:5]))
+    write_template(tmp_path / "template.json", get_template("qwen_boxed"))
+    with pytest.raises(UserError, match="was interrupted while sampling with another template"):
+        stage.execute("sample", config_of(world), tmp_path)
 
 
 def test_a_run_killed_by_kill_9_resumes_bit_for_bit(world, uninterrupted, tmp_path):

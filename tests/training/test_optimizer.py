@@ -31,6 +31,8 @@ def test_the_schedule_by_hand():
     np.testing.assert_allclose(values[8], 2 * (0.1 + 0.9 * (1 + np.cos(np.pi / 4)) / 2), rtol=1e-6)
     assert all(a > b for a, b in zip(values[4:], values[5:], strict=False))
     assert float(rate(1000)) == pytest.approx(0.2)
+    rate = optimizers.schedule(config(learning_rate=2.0, warmup_fraction=0.5, final_fraction=0.1), 2)
+    np.testing.assert_allclose([float(rate(step)) for step in range(3)], [2.0, 2.0, 0.2], rtol=1e-6)
 
 
 def test_the_schedule_of_the_original():
@@ -42,14 +44,30 @@ def test_the_schedule_of_the_original():
     np.testing.assert_allclose([float(rate(step)) for step in range(21)], [float(f) for f in factors.split()], atol=5e-6)
 
 
-def test_a_step_of_several_updates_has_one_rate():
-    optimizer = optimizers.make_optimizer(config(learning_rate=1.0, warmup_fraction=0.5, clip_norm=0.0), 4, {}, 3)
+def test_the_rate_is_that_of_the_step_that_is_told_or_else_of_the_count_of_updates():
+    optimizer = optimizers.make_optimizer(config(learning_rate=1.0, warmup_fraction=0.5, clip_norm=0.0), 4, {})
     params, grads = {"w": jnp.zeros(())}, {"w": jnp.ones(())}
     state, moved = optimizer.init(params), []
-    for _ in range(6):  # with an even gradient, Adam moves by the rate
-        updates, state = optimizer.update(grads, state, params)
-        moved.append(-float(updates["w"]))
-    np.testing.assert_allclose(moved, [0.5] * 3 + [1.0] * 3, rtol=1e-4)
+    for told in ({}, {}, {"step": 0}, {"step": 0}, {"step": 1}, {}, {}):
+        updates, state = optimizer.update(grads, state, params, **told)
+        moved.append(-float(updates["w"]))  # with an even gradient, Adam moves by the rate
+    np.testing.assert_allclose(moved, [0.5, 1.0, 0.5, 0.5, 1.0, 1.0, 0.505], rtol=1e-4)
+
+
+def test_it_is_adamw_of_optax_to_the_bit_and_older_checkpoints_fit():
+    settings, params = config(learning_rate=0.1, weight_decay=0.01), tree(w=[1.0, -2.0], head=[0.5])
+    adam = {"b1": settings.b1, "b2": settings.b2, "eps": settings.eps, "weight_decay": 0.01}
+    theirs = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(optimizers.schedule(settings, 5), **adam))
+    ours = optimizers.make_optimizer(settings, 5, params)
+    states = [ours.init(params), theirs.init(params)]
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+    for gradient in (3.0, -0.2, 0.1):
+        grads, found = tree(w=[gradient, 1.0], head=[gradient]), []
+        for number, optimizer in enumerate((ours, theirs)):
+            updates, states[number] = jax.jit(optimizer.update)(grads, states[number], params)
+            found.append(updates)
+        jax.tree.map(np.testing.assert_array_equal, *found)
+        jax.tree.map(np.testing.assert_array_equal, *states)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])

@@ -17,7 +17,9 @@ from e2h_jax.data.cards import Card
 from e2h_jax.data.records import check_record
 from e2h_jax.data.sources.rows import Hub, Row, read_rows, text_field
 from e2h_jax.data.sources.sentences import solution_steps
-from e2h_jax.data.templates import Template, last_boxed
+from e2h_jax.data.templates import Template
+from e2h_jax.errors import UserError
+from e2h_jax.grading.extract import extract_answer
 
 HENDRYCKS = Hub(
     "EleutherAI/hendrycks_math",
@@ -73,11 +75,14 @@ def read_math(
             held = {question_key(text_field(held_row, "problem")) for held_row in rows}
         question = text_field(row, "problem").strip()
         solution = text_field(row, "solution")
-        answer = row.value.get("answer") or last_boxed(solution)
-        if not answer or not str(answer).strip():
+        answer = row.value.get("answer")
+        answer = extract_answer(solution, "boxed") if answer in (None, "") else answer
+        if answer is None or not str(answer).strip():
             card.counts["rows without an answer"] += 1
             continue
         origin = row.value.get("split", row.split)
+        if not isinstance(origin, str | None):
+            raise UserError(f'{row.where}: field "split" must be text or null, not {origin!r}.')
         stem = f"math/{origin or 'all'}"
         number = names[stem] = names.get(stem, -1) + 1
         record = {
@@ -92,8 +97,10 @@ def read_math(
 
 
 def _prm800k_side(row: Row, question: str, held: set[str] | None) -> str | None:
-    if "in_math500" in row.value:
-        return "test" if row.value["in_math500"] else "train"
+    if (inside := row.value.get("in_math500")) is not None:
+        if type(inside) is not bool:
+            raise UserError(f'{row.where}: field "in_math500" must be true or false, not {inside!r}.')
+        return "test" if inside else "train"
     if held:
         return "test" if question_key(question) in held else "train"
     return row.split

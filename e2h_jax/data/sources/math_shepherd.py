@@ -62,7 +62,7 @@ class Levels:
 
 
 def parse(text: str, label: str, template: Template) -> tuple[str, list[str], list[float]] | None:
-    """Question, steps and labels of one row; None when tags and labels do not fit together."""
+    """Question, steps and labels of one row; None when tags and labels do not fit together, or a labelled step has no text."""
     question, marker, rest = text.partition(" Step 1: ")
     label_question, label_marker, label_rest = label.partition(" Step 1: ")
     if not marker or not label_marker or question != label_question:
@@ -85,6 +85,8 @@ def parse(text: str, label: str, template: Template) -> tuple[str, list[str], li
         parts = [one_paragraph(reasoning)] if reasoning.strip() else []
         if announced and answer.strip():
             parts += template.format_steps([], answer.strip())
+        if not parts:  # a label of nothing
+            return None
         steps += parts
         labels += [1.0 if mark == "+" else 0.0] * len(parts)
     return (question.strip(), steps, labels) if steps else None

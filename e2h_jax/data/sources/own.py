@@ -1,12 +1,14 @@
 """The user's own records, as JSON Lines or as a data set, into training, validation and test splits with a card."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from e2h_jax.data.cards import Card
 from e2h_jax.data.holdout import hold_out
-from e2h_jax.data.records import read_many, read_records, select_levels
+from e2h_jax.data.records import Kind, check_rows, read_many, read_records, select_levels
 from e2h_jax.data.sources.math import MathIndex, question_key
+from e2h_jax.data.sources.rows import Hub, read_rows
 from e2h_jax.data.templates import Template
 from e2h_jax.errors import UserError
 
@@ -24,18 +26,16 @@ def read(config: Any, template: Template, index: MathIndex | None, card: Card) -
         raise UserError('config.path is empty; source "jsonl" needs the file to read.')
     if config.records == "prm":
         card.rules.append("Labelled records as they came, of `levels`.")
-        for record in read_records(config.path, "labelled"):
+        for record in _records(config.path, "labelled"):
             if config.levels and record["level"] not in config.levels:
                 card.counts["records of other levels"] += 1
                 continue
             yield "train", record
         return
     card.rules += RULES
-    problems = read_many(config.path, "problem")
-    if not problems:
-        raise UserError(f"{config.path}: no record is in it.")
+    problems = list(_records(config.path, "problem"))
     if config.test_path:
-        test = read_many(config.test_path, "problem")
+        test = list(_records(config.test_path, "problem"))
     else:
         problems, test = hold_out(problems, config.test, f"test-{config.seed}", "config.test")
     outside = _without(problems, test)
@@ -45,6 +45,13 @@ def read(config: Any, template: Template, index: MathIndex | None, card: Card) -
     train = _without(rest, valid)
     for split, records in (("train", train), ("valid", valid), ("test", test)):
         yield from ((split, record) for record in records)
+
+
+def _records(path: str, kind: Kind) -> Iterable[dict]:
+    """The records of a file of any format that sources are read from, or of a data set."""
+    if Path(path).is_file() and path.endswith((".parquet", ".json", ".json.gz")):
+        return check_rows(((row.where, row.value) for row in read_rows(path, Hub(""))), kind)
+    return read_records(path, kind) if kind == "labelled" else read_many(path, kind)
 
 
 def _without(problems: list[dict], held: list[dict]) -> list[dict]:

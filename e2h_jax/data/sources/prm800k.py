@@ -77,6 +77,8 @@ def walk(steps: Sequence[dict], template: Template) -> Iterator[Candidate]:
         human = step.get("human_completion")
         going_on: dict | None = None
         if index is not None:
+            if type(index) is not int or not 0 <= index < len(completions):
+                raise IndexError(f"chosen_completion {index!r} of {len(completions)} completions")
             going_on = completions[index]
         elif human is not None:
             going_on = human
@@ -87,7 +89,7 @@ def walk(steps: Sequence[dict], template: Template) -> Iterator[Candidate]:
             text = half + repair(completion["text"]) if half else repair(completion["text"]).strip()
             found = tuple(text[span.start : span.end] for span in split_steps(text, template))
             if found and not is_unfinished(found[-1]):
-                yield Candidate(prefix, found, completion.get("rating"), completion is going_on)
+                yield Candidate(prefix, found, _rating(completion), completion is going_on)
         if going_on is None or going_on.get("rating") == -1:
             return
         # `text` and `found` are now the continuation's.
@@ -95,6 +97,12 @@ def walk(steps: Sequence[dict], template: Template) -> Iterator[Candidate]:
             prefix, half = prefix + found[:-1], found[-1] + " "
         else:
             prefix, half = prefix + found, ""
+
+
+def _rating(completion: dict) -> Any:
+    """As it is written; 1.0 is 1, for whoever has passed the lines through floats."""
+    rating = completion.get("rating")
+    return int(rating) if type(rating) is float and rating.is_integer() else rating
 
 
 def repair(text: str) -> str:
@@ -135,7 +143,7 @@ def records(config: Any, template: Template, index: MathIndex, card: Card) -> It
             raise UserError(f"{row.where}: label.steps is not as in PRM800K ({error!r}).") from None
         fresh = []
         for candidate in candidates:
-            if candidate.rating not in (1, 0, -1, None):
+            if candidate.rating is not None and (type(candidate.rating) is not int or not -1 <= candidate.rating <= 1):
                 raise UserError(f"{row.where}: a rating must be 1, 0, -1 or null, not {candidate.rating!r}.")
             # One person's rating of a completion that has been rated before is counted and passed over.
             key = digest(line.question, *candidate.prefix, "\0", *candidate.steps)

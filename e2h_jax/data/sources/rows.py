@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from e2h_jax.data.records import json_lines
+from e2h_jax.data.records import json_lines, without_surrogates
 from e2h_jax.errors import UserError, nearest
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
@@ -99,11 +99,11 @@ def _json_list(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         entries = json.loads(content)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}).") from None
     if not isinstance(entries, list):
         raise UserError(f"{path}: a .json file must hold one list of objects; name files of one object a line .jsonl.")
-    yield from enumerate(entries, start=1)
+    yield from enumerate(without_surrogates(entries), start=1)
 
 
 def _hub(hub: Hub, field: str) -> Iterator[Row]:
@@ -130,7 +130,7 @@ def _stream(builder: str, shown: str, field: str, subset: Sequence[str] = (), fi
             for number, value in enumerate(rows, start=1):
                 where = f"{shown} ({'/'.join([*subset, split])}):{number}"
                 if builder == "text":
-                    value = json.loads(value["text"])
+                    value = without_surrogates(json.loads(value["text"]))
                 yield Row(where, "valid" if split == "validation" else split, _object(value, where))
     except UserError:
         raise

@@ -89,7 +89,7 @@ def _best(evaluator: str, scores: np.ndarray, generator: Generator) -> Decision:
     for given, correct, score in zip(generator.answers, generator.correct, scores, strict=True):
         numbers = np.unique(given[given >= 0])
         totals.append([float(score[given == number].max()) for number in numbers])
-        tied = score == score.max()
+        tied = score.max() - score <= voting.TIE * abs(score.max())  # as best_of_k has it
         chosen = given[tied][0]
         winners.append(int(np.searchsorted(numbers, chosen)) if chosen >= 0 else -1)
         accuracy.append(float(correct[tied].mean()))

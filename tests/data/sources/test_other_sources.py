@@ -1,5 +1,8 @@
 """GSM8K, MetaMath, Math-Shepherd, PRMBench, ProcessBench: their rules on small rows, and their real samples."""
 
+import gzip
+import json
+
 import pytest
 
 from e2h_jax.data.sources.math_shepherd import parse
@@ -130,17 +133,19 @@ def test_prmbench(prepared):
         "modified_process": ["1. a", "2. wrong\n\nstill", "3. c"],
         "error_steps": [2],
     }
-    records, card = prepared("prmbench", [row, row | {"question": HELD}, row | {"question": HARD, "error_steps": [9]}, row])
+    records, card = prepared("prmbench", [row, row | {"question": HELD}, row | {"question": HARD, "error_steps": [9, 1]}, row])
     found = [(r["split"], r["process"], r["steps"], r["labels"]) for r in records]
     modified = ["a", "wrong\nstill", "c"], [1.0, 0.0, 1.0]
     assert found == [
         ("train", "modified", *modified),
         ("train", "original", ["a", "b"], [1.0, 1.0]),
+        ("train", "modified", ["a", "wrong\nstill", "c"], [0.0, 1.0, 1.0]),  # beyond the last step there is nothing to label
+        ("train", "original", ["a", "b"], [1.0, 1.0]),
         ("train", "modified", *modified),
         ("test", "modified", *modified),
         ("test", "original", ["a", "b"], [1.0, 1.0]),
     ]
-    assert card["counts"]["rows whose wrong steps are not there"] == 1
+    assert card["counts"]["rows with a wrong step beyond the last"] == 1
     assert prepared("prmbench", [row, row | {"question": HARD}], levels=(1, 2, 3))[1]["counts"]["rows of another level"] == 1
 
 
@@ -148,10 +153,67 @@ def test_real_prmbench(prepared, shared_data):
     path, math = str(shared_data / "prmbench"), str(shared_data / "math_12500.jsonl.gz")
     records, card = prepared("prmbench", path, math=math, levels=(1, 2, 3), keep_unknown=False)
     train = [r for r in records if r["split"] == "train" and r["process"] == "modified"]
-    dropped = card["counts"]["rows whose wrong steps are not there"]
-    assert 1558 - dropped <= len(train) <= 1558 and {r["level"] for r in train} == {1, 2, 3}
+    dropped = card["counts"].get("solutions with a blank wrong step, or without a step, left out", 0)
+    assert len(train) == 1558 - dropped and dropped <= 3 and {r["level"] for r in train} == {1, 2, 3}
     assert card["counts"]["rows of another level"] == 1645
     assert {r["problem_id"].split("/")[0] for r in records} == {"math"}
+
+
+def test_prmbench_judges_the_modified_solution_of_the_modified_question(prepared):
+    """As its own files have both; the original solution is of the original question, and MATH's text tells the level."""
+    row = {
+        "idx": "x/0",
+        "classification": "missing_condition",
+        "question": EASY,
+        "original_question": "Easy?",
+        "modified_question": " Two conditions fewer? ",
+        "original_process": ["a", "b"],
+        "modified_process": ["Step 1. a", "step 2: b", "3. 3.5 is c", "4.5 is d"],
+        "error_steps": [2, 4, 7],
+    }
+    records, _ = prepared("prmbench", [row, row | {"modified_question": "Other?", "classification": "deception"}])
+    wrong = ["a", "b", "3.5 is c", "4.5 is d"], [1.0, 0.0, 1.0, 0.0]
+    assert [(r["question"], r["process"], r["steps"], r["labels"], r["level"]) for r in records] == [
+        ("Two conditions fewer?", "modified", *wrong, 1),
+        ("Easy?", "original", ["a", "b"], [1.0, 1.0], 1),
+        ("Other?", "modified", *wrong, 1),
+    ]
+
+
+def test_the_real_files_of_prmbench_s_own_task(prepared, shared_data):
+    """Counted with a reader of our own: the first test part of eight classes, and multi_solutions without a wrong step."""
+    path, math = shared_data / "prmbench" / "classified", str(shared_data / "math_12500.jsonl.gz")
+    rows = [json.loads(line) for file in sorted(path.glob("*.gz")) for line in gzip.open(file)]
+    records, card = prepared("prmbench", str(path), math=math)
+    modified = sorted((r["idx"], r["classification"], r["question"]) for r in records if r["process"] == "modified")
+    assert modified == sorted((row["idx"], row["classification"], row["modified_question"].strip()) for row in rows)
+    wrong = sum(len({n for n in row["error_steps"] if n <= len(row["modified_process"])}) for row in rows)
+    assert sum(r["labels"].count(0.0) for r in records) == wrong
+    assert card["counts"]["rows with a wrong step beyond the last"] == 21
+    originals = {(r["idx"], r["question"]) for r in records if r["process"] == "original"}
+    assert originals <= {(row["idx"], row["original_question"].strip()) for row in rows}
+
+
+@pytest.mark.parametrize("blank", ["", " \n"])
+def test_a_benchmark_s_label_of_a_blank_step_is_not_lost_silently(prepared, blank):
+    """Left out and counted: without its wrong step a wrong solution would read as one without an error, or cut short."""
+    row = {"id": "math-1", "problem": "q?", "steps": ["a", blank, "c"]}
+    records, card = prepared("processbench", [row | {"label": label} for label in (1, 2, 0, -1)])
+    assert [(r["steps"], r["labels"]) for r in records] == [
+        (["a", "c"], [1.0, 0.0]),
+        (["a", "c"], [0.0, None]),
+        (["a", "c"], [1.0, 1.0]),
+    ]
+    assert card["counts"]["solutions with a blank wrong step, or without a step, left out"] == 1
+    assert card["counts"]["blank steps, left out"] == 3
+    row = {"question": EASY, "original_process": ["o"], "modified_process": ["a", blank], "error_steps": [2]}
+    records, card = prepared("prmbench", [row, row | {"error_steps": [1]}])
+    assert [(r["process"], r["labels"]) for r in records] == [("original", [1.0]), ("modified", [0.0])]
+    assert card["counts"]["solutions with a blank wrong step, or without a step, left out"] == 1
+    good = shepherd(EASY)
+    empty = {name: text.replace("So 2. The answer is: 2", "") for name, text in good.items()}
+    records, card = prepared("math_shepherd", [good, empty])
+    assert len(records) == 1 and card["counts"]["malformed rows"] == 1
 
 
 def test_processbench(prepared):
@@ -173,6 +235,16 @@ def test_processbench(prepared):
             {"problem": "x", "steps": ["a"], "label": 3},
             'field "label" must be the index of a step, or -1, not 3',
         ),
+        ("processbench", {"problem": "x", "steps": ["a"], "label": True}, 'field "label" must be the index of a step'),
+        ("processbench", {"problem": "x", "steps": "a", "label": 0}, 'field "steps" must be a list of texts'),
+        (
+            "prmbench",
+            {"question": "x", "error_steps": "", "modified_process": ["a"], "original_process": ["a"]},
+            'field "error_steps" must be a list of step numbers from 1',
+        ),
+        ("math", {"problem": "x", "solution": "y", "answer": "1", "in_math500": "false"}, "must be true or false, not 'false'"),
+        ("math", {"problem": "x", "solution": "y", "answer": "1", "split": 1}, 'field "split" must be text or null, not 1'),
+        ("math", {"problem": "x", "solution": r"So \boxed{1}", "answer": 0}, 'field "answer" must be text or null, not 0'),
     ],
 )
 def test_rows_of_another_source_are_refused(refused, source, row, message):

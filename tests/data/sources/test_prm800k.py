@@ -157,6 +157,25 @@ def test_another_file_is_refused(refused):
     refused('written in the format "e2h"', "prm800k", [line()], template="qwen_boxed")
 
 
+@pytest.mark.parametrize("rating", [True, "1", 0.5, float("nan"), 2, -2, [1]])
+def test_a_rating_of_another_type_is_refused(refused, rating):
+    refused("train.jsonl:1: a rating must be 1, 0, -1 or null, not ", "prm800k", [line(step(("a", rating)))])
+
+
+@pytest.mark.parametrize("chosen", [True, "0", 1.0, 2, -1])
+def test_a_choice_that_is_no_completion_is_refused(refused, chosen):
+    row = line(step(("a", 1), ("b", -1), chosen=chosen))
+    refused("train.jsonl:1: label.steps is not as in PRM800K .*chosen_completion", "prm800k", [row])
+
+
+def test_ratings_that_went_through_floats_are_those_of_integers(prepared):
+    rows = [line(step(("a", 1), ("b", -1), ("c", 0), chosen=0), step(("d", -1)))]
+    floats = [line(step(("a", 1.0), ("b", -1.0), ("c", 0.0), chosen=0), step(("d", -1.0)))]
+    found, card = prepared("prm800k", floats)
+    expected, expected_card = prepared("prm800k", rows)
+    assert found == expected and card["counts"] == expected_card["counts"] and len(found) == 3
+
+
 def test_real_lines(shared_data, prepared, llama2):
     """Every rated completion of the eight genuine lines is labelled once, and read at one place per step."""
     records, card = prepared("prm800k", str(shared_data / "prm800k" / "samples.jsonl"), levels=(1, 2, 3))

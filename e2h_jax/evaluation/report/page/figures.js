@@ -171,7 +171,8 @@ function judgesOf(core, evaluation) {
 }
 
 function qualityTable(evaluation) {
-  const cell = (judgement) => make("td", {}, judgement?.auc === null || judgement?.auc === undefined ? "–" : judgement.auc.toFixed(3),
+  const area = (value) => (value === null || value === undefined ? "–" : value.toFixed(3));
+  const cell = (judgement) => make("td", {}, area(judgement?.auc), make("small", {}, `within ${area(judgement?.auc_within)}`),
     judgement?.balanced_accuracy ? make("small", {}, percent(judgement.balanced_accuracy)) : null);
   const rows = evaluation.quality.flatMap((row) => {
     const names = Object.keys(row.outcome.all).filter((name) => name !== "samples" && name !== "right");
@@ -179,7 +180,7 @@ function qualityTable(evaluation) {
     if (row.steps) own.unshift(make("tr", { class: "strong" }, make("th", { scope: "row" }, `${row.evaluator}, steps`), GROUPS.map((g) => cell(row.steps[g]))));
     return own;
   });
-  return [make("p", { class: "says" }, "Area under the ROC curve: how often a right one scores above a wrong one (0.5 is chance). Small: accuracy in % at threshold 0.5, balanced between right and wrong ones."),
+  return [make("p", { class: "says" }, "Area under the ROC curve: how often a right one scores above a wrong one (0.5 is chance), pooled over the problems. Small: the same within a problem, mean over the problems that have right and wrong ones, which is what choosing among a problem's solutions needs; and accuracy in % at threshold 0.5, balanced between right and wrong ones."),
     make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Evaluators" }, make("table", {},
       make("thead", {}, make("tr", {}, ["Evaluator, and what it judges", ...GROUPS].map((name) => make("th", { scope: "col" }, name)))), make("tbody", {}, rows)))];
 }

@@ -305,7 +305,7 @@ function solutionView(browser, number, { solution, value, greedy }, open, aggreg
 
 // The words that announce the final answer in our template are a heading, not text of the step.
 function stepText(text) {
-  const [, rest] = /^# Answer\s+([\s\S]+)/.exec(text) ?? [];
+  const [, rest] = /^# Answer:?\s+([\s\S]+)/.exec(text) ?? [];
   return rest === undefined ? rich(text) : [make("h4", {}, "Answer"), rich(rest)];
 }
 

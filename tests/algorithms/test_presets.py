@@ -1,0 +1,155 @@
+"""The settings of PPO, GRPO, Dr. GRPO and RLOO: what each is, that config files hold them, and every combination of fields."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from e2h_jax.algorithms import ppo, presets
+from e2h_jax.config import load_file
+from e2h_jax.errors import UserError
+from e2h_jax.rewards import shaping
+
+ROOT = Path(__file__).parents[2]
+ALL = {preset.__name__: preset for preset in (presets.ppo, presets.grpo, presets.dr_grpo, presets.rloo, presets.paper)}
+every_preset = pytest.mark.parametrize("preset", ALL.values(), ids=ALL)
+
+
+def config_of(*settings):
+    config = ppo.defaults().unlock()
+    for fields in settings:
+        config.update(fields)
+    return config
+
+
+def refusal(config):
+    try:
+        presets.check(config, ppo.defaults())
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_ppo_is_the_default():
+    assert config_of(presets.ppo()).to_dict() == ppo.defaults().to_dict()
+
+
+@every_preset
+def test_a_preset_is_whole(preset):
+    """It sets every field that another one sets, so that nothing of the one before stays; and its fields go together."""
+    def paths(fields, prefix=""):
+        for name, value in fields.items():
+            yield from paths(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
+
+    assert set(paths(preset())) == set(paths(presets.ppo()))
+    for before in ALL.values():
+        assert config_of(before(), preset()) == config_of(preset())
+    assert not refusal(config_of(preset()))
+
+
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo"])
+def test_its_config_file_is_the_defaults_with_the_preset(name):
+    assert load_file(str(ROOT / f"configs/rl/{name}.py")).to_dict() == config_of(ALL[name]()).to_dict()
+
+
+def test_what_tells_the_methods_apart():
+    """Shao et al. 2024 section 4.1; Liu et al. 2025, equation 3 of Dr. GRPO; Ahmadian et al. 2024, equation 8."""
+    fields = ("advantage", "grpo_std", "loss_mean", "whiten_rewards", "whiten_advantages", "mask_padding")
+    found = {
+        name: (*(config[field] for field in fields), config.kl.place, config.kl.estimator if config.kl.coef else "-")
+        for name, config in ((name, config_of(preset())) for name, preset in ALL.items())
+    }
+    assert found == {
+        "ppo": ("gae", True, "tokens", "none", "batch", True, "reward", "k1"),
+        "grpo": ("grpo", True, "sequences", "none", "none", True, "loss", "k3"),
+        "dr_grpo": ("grpo", False, "slots", "none", "none", True, "reward", "-"),
+        "rloo": ("rloo", True, "slots", "none", "none", True, "reward", "k1"),
+        "paper": ("gae", True, "slots", "original", "batch", False, "reward", "k1_clamped"),
+    }
+
+
+@pytest.mark.parametrize("size", ["prm800k", "metamath"])
+def test_the_paper_s_recipes_have_its_arithmetic(size):
+    config = load_file(str(ROOT / f"configs/paper/ppo_{size}_7b.py"))
+    for name in config.stages:
+        if config[name].stage == "ppo":
+            fields, paper = config[name], presets.paper()
+            assert {field: fields[field] for field in paper if field not in ("kl", "sample")} == {
+                field: value for field, value in paper.items() if field not in ("kl", "sample")
+            }
+            assert (fields.kl.estimator, fields.kl.place, fields.sample.samples) == ("k1_clamped", "reward", 1)
+            assert fields.reward.rules == shaping.paper()["rules"] == "original"
+
+
+# docs/ppo.md#combinations
+WHITENINGS = [*itertools.product(("none", "scale", "original"), ("none", "batch", "row"))]
+SOUND = {("gae", True, rewards, advantages, samples) for rewards, advantages in WHITENINGS for samples in (1, 4)}
+SOUND |= {(*estimator, "none", "none", 4) for estimator in (("rloo", True), ("grpo", True), ("grpo", False))}
+SOUND_KL = {("reward", "k1"), ("reward", "k1_clamped"), ("reward", "logp"), ("loss", "k2"), ("loss", "k3")}
+
+
+def test_every_combination_of_estimator_and_whitening():
+    config, defaults = ppo.defaults().unlock(), ppo.defaults()
+    for combination in itertools.product(
+        ("gae", "rloo", "grpo"), (True, False), ("none", "scale", "original"), ("none", "batch", "row"), (1, 4)
+    ):
+        config.advantage, config.grpo_std, config.whiten_rewards, config.whiten_advantages, config.sample.samples = combination
+        if combination in SOUND:
+            presets.check(config, defaults)
+            continue
+        with pytest.raises(UserError, match=r"^config\.\S+=\S+ [^\n]*(; |: )set (it|config\.sample\.samples) to [^\n]*$"):
+            presets.check(config, defaults)
+
+
+def test_every_combination_of_estimate_and_place_of_the_kl():
+    for place, estimator in itertools.product(("reward", "loss"), ("k1", "k2", "k3", "k1_clamped", "logp")):
+        for preset in (presets.ppo(), presets.grpo(), presets.rloo()):
+            fields = {"coef": 0.1, "place": place, "estimator": estimator}
+            said = refusal(config_of(preset, {"kl": fields}))
+            assert bool(said) == ((place, estimator) not in SOUND_KL), (place, estimator)
+            other = {"reward": "loss", "loss": "reward"}[place]
+            assert not said or f"config.kl.estimator={estimator} " in said and f"or config.kl.place={other}" in said
+            assert not refusal(config_of(preset, {"kl": fields | {"coef": 0.0}}))  # nothing is estimated
+
+
+@pytest.mark.parametrize("preset", [presets.grpo, presets.dr_grpo, presets.rloo])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"gamma": 0.99}, {"lam": 0.95}, {"clip_value": 0.0}, {"value_coef": 1.0}, {"value_init": "model"}, {"value_warmup": 1},
+        {"value_optimizer": {"learning_rate": 1e-3}}, {"value_optimizer": {"freeze": ("norm",)}}, {"mask_padding": False},
+        {"sample": {"samples": 1}}, {"whiten_advantages": "batch"}, {"whiten_rewards": "scale"}, {"whiten_rewards": "original"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_undoes_a_group_estimator_or_does_nothing_beside_it(preset, fields):
+    said = refusal(config_of(preset(), fields))
+    name, value = next(iter(fields.items()))
+    if isinstance(value, dict):
+        (field, value), = value.items()
+        name = f"{name}.{field}"
+    assert f"config.{name}" in said and "set " in said
+    assert not refusal(config_of(presets.ppo(), fields))  # with a value model it is a choice
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ((presets.rloo(), {"grpo_std": False}), r"config.grpo_std=False is of config.advantage=grpo.*set it to True"),
+        (({"grpo_std": False},), r"config.grpo_std=False is of config.advantage=grpo.*set it to True"),
+        ((presets.grpo(), {"reward_scale": 50.0}), r"config.reward_scale=50.0 does nothing.*config.grpo_std to False"),
+        (({"whiten_rewards": "scale", "reward_scale": 2.0},), r"config.reward_scale=2.0 does nothing.*whiten_rewards=scale"),
+        ((presets.paper(), {"reward_scale": 50.0}), r"config.reward_scale=50.0 does nothing.*whiten_rewards=original"),
+        (({"advantage": "grpo"},), r"configs/rl/grpo.py"),
+        (({"advantage": "grpo", "grpo_std": False},), r"configs/rl/dr_grpo.py"),
+        (({"advantage": "rloo"},), r"configs/rl/rloo.py"),
+    ],
+)
+def test_what_does_nothing_is_refused_with_its_remedy(settings, message):
+    with pytest.raises(UserError, match=message):
+        presets.check(config_of(*settings), ppo.defaults())
+
+
+@pytest.mark.parametrize("preset", [presets.dr_grpo, presets.rloo])
+def test_a_factor_of_the_rewards_is_a_choice_where_nothing_divides_it_out(preset):
+    assert not refusal(config_of(preset(), {"reward_scale": 50.0}))

@@ -1,0 +1,260 @@
+"""Every consumer finds the same final answer in the same text: all of tests/answer_cases.py through each of them."""
+
+import io
+import json
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from answer_cases import ANY, CASES, TAGGED
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from e2h_jax import interactive
+from e2h_jax.algorithms import rounds, validation
+from e2h_jax.data import arithmetic, few_shot
+from e2h_jax.data.cards import Card
+from e2h_jax.data.records import read_many
+from e2h_jax.data.rewrite import rewrite
+from e2h_jax.data.rollout import Rollout
+from e2h_jax.data.steps import encode_solution, split_steps
+from e2h_jax.data.storage import write_records
+from e2h_jax.data.templates import RECORD, TEMPLATES, get_template, write_template
+from e2h_jax.errors import UserError
+from e2h_jax.evaluation import inputs
+from e2h_jax.grading import extract_answer
+from e2h_jax.parallel.mesh import make_mesh
+from e2h_jax.rewards import judge, labels
+from e2h_jax.rewards.scoring import step_scores
+
+NAMES = sorted(TEMPLATES)
+ROWS = {name: [(text, answer) for text, template, answer in CASES if template == name] for name in NAMES}
+
+
+class Pool:
+    """In place of the grading pool: keeps what it is asked, and says that each answer is right that there is."""
+
+    def __init__(self, *_):
+        self.answers = []
+
+    def grade_many(self, pairs, rules="default"):
+        pairs = list(pairs)
+        self.answers += [answer for answer, _ in pairs]
+        return ["wrong" if answer is None else "correct" for answer, _ in pairs]
+
+    def close(self):
+        pass
+
+
+def problem(number, answer="x"):
+    return {"id": f"p/{number}", "question": "a=1", "answer": answer, "level": 1, "subject": None, "solution": None}
+
+
+def sample(number, text, index=0):
+    return {"problem_id": f"p/{number}", "sample": index, "text": text, "finish": "stop", "logprob": None}
+
+
+def write(folder, rows):
+    """A problem with one sample for each (text, answer)."""
+    write_records(folder / "problems.jsonl", [problem(n, answer or "none") for n, (_, answer) in enumerate(rows)])
+    write_records(folder / "samples" / "samples-00000-of-00001.jsonl", [sample(n, text) for n, (text, _) in enumerate(rows)])
+    return inputs.read_problems(str(folder / "problems.jsonl"))
+
+
+def evaluated(problems, folder, **paths):
+    found = inputs.read_generator("g", paths or {"samples": str(folder / "samples")}, problems, 0)
+    return [row[0]["answer"] for row in found.samples or [[sample] for sample in found.greedy_samples]]
+
+
+def test_the_table_is_long_enough():
+    assert len(CASES) >= 400 and len(ROWS["e2h"]) >= 190 and min(map(len, ROWS.values())) >= 20
+    assert all(answer is None or answer == answer.strip() != "" for _, _, answer in CASES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_templates_and_steps(name):
+    template = get_template(name)
+    for text, answer in ROWS[name]:
+        assert (text, template.extract_answer(text)) == (text, answer)
+        steps = split_steps(text, template)
+        assert [step.is_answer for step in steps] == [False] * (len(steps) - 1) + [answer is not None] * bool(steps)
+        assert answer is None or answer in text[steps[-1].start : steps[-1].end]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_evaluate(name, tmp_path):
+    """By the template that `sample` records beside its shards, by the config's, and by neither."""
+    rows = ROWS[name]
+    problems, expected = write(tmp_path, rows), [answer for _, answer in rows]
+    samples = str(tmp_path / "samples")
+    anyhow = [extract_answer(text) for text, _ in rows]
+    assert evaluated(problems, tmp_path) == anyhow
+    for path in (samples, f"{samples}/samples-00000-of-00001.jsonl"):
+        assert evaluated(problems, tmp_path, samples=path, template=name) == expected
+        assert evaluated(problems, tmp_path, greedy=path, template=name) == expected
+    write_template(tmp_path / "samples" / RECORD, get_template(name))
+    for path in (samples, f"{samples}/samples-00000-of-00001.jsonl"):
+        assert evaluated(problems, tmp_path, samples=path) == expected
+        assert evaluated(problems, tmp_path, greedy=path) == expected
+        assert evaluated(problems, tmp_path, samples=path, template="any") == anyhow
+    other = "qwen_boxed" if name == "e2h" else "e2h"
+    found = evaluated(problems, tmp_path, samples=samples, template=other)
+    assert found == [get_template(other).extract_answer(text) for text, _ in rows]
+
+
+def test_evaluate_texts_of_other_systems(tmp_path):
+    assert evaluated(write(tmp_path, ANY), tmp_path) == [answer for _, answer in ANY]
+
+
+def test_a_math_shepherd_generator_evaluates_right(tmp_path):
+    rows = [(text, answer) for text, answer in TAGGED["math_shepherd"] if answer]
+    problems = write(tmp_path, rows)
+    without = inputs.read_generator("g", {"samples": str(tmp_path / "samples")}, problems, 0)
+    write_template(tmp_path / "samples" / RECORD, get_template("math_shepherd"))
+    found = inputs.read_generator("g", {"samples": str(tmp_path / "samples")}, problems, 0)
+    assert found.correct.all() and found.counts["no_answer"] == 0 and without.correct.sum() < 3
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("math_shepard", 'config.generators.g.template: there is no template "math_shepard" .did you mean "math_shepherd"'),
+        ("none.json", "config.generators.g.template: none.json: not a template file"),
+        (3, "config.generators.g.template must hold a template's name as text, not 3"),
+    ],
+)
+def test_a_mistake_in_the_template_is_one_sentence(template, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        evaluated(write(tmp_path, ANY[:3]), tmp_path, samples=str(tmp_path / "samples"), template=template)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_labels(name, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(labels, "grade", lambda answer, truth: asked.append(answer) or "correct")
+    rows = ROWS[name]
+    write(tmp_path, rows)
+    config = labels.defaults()
+    config.update({"problems": str(tmp_path / "problems.jsonl"), "template": name})
+    grader = labels._Grader(config, Card(""))
+    right = [grader.is_right(text, problem(number)) for number, (text, _) in enumerate(rows)]
+    assert right == [answer is not None for _, answer in rows]
+    assert set(asked) == {answer for _, answer in rows} - {None}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_validation(name, tmp_path):
+    rows, pool = ROWS[name], Pool()
+    write(tmp_path, rows)
+    config = validation.defaults()
+    config.update({"problems": str(tmp_path / "problems.jsonl"), "shown": 0})
+    validation.Validation(config, name, tmp_path, pool).record(0, {f"p/{n}": text for n, (text, _) in enumerate(rows)})
+    assert pool.answers == [answer for _, answer in rows]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rounds_of_rest_em_and_dpo(name):
+    rows, pool = ROWS[name], Pool()
+    problems = {f"p/{number}": problem(number) for number in range(len(rows))}
+    found = rounds.judge(problems, [sample(n, text) for n, (text, _) in enumerate(rows)], name, "prod", pool)
+    assert pool.answers == [answer for _, answer in rows]
+    assert [solution.right for solution in found] == [answer is not None for _, answer in rows]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rewards_of_reinforcement_learning(name, tokenizers, monkeypatch):
+    """The grade, and what is scorable: a text without an answer earns nothing."""
+    monkeypatch.setattr(judge, "GradingPool", Pool)
+    config = judge.defaults()
+    config.update({"process": "none"})
+    mesh = make_mesh((1, 1, 1), jax.devices()[:1])
+    rows, none = ROWS[name], np.zeros(1, np.float32)
+    with judge.Judge(config, mesh, tokenizers["bpe"], get_template(name)) as rewards:
+        for text, answer in rows:
+            tokens = np.array([*tokenizers["bpe"].encode(text.replace("\ud800", "?"), add_special_tokens=False), 1], np.int32)
+            rollout = Rollout(problem(0), 0, np.ones(1, np.int32), tokens, none, none, True, text)
+            (shaped,) = rewards([rollout])
+            assert shaped.parts["scorable"] == shaped.parts["outcome"] == (answer is not None), text
+        assert rewards._pool.answers == [answer for _, answer in rows]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_last_score_is_0_where_there_is_no_answer(name, tokenizers):
+    template = get_template(name)
+    for text, answer in ROWS[name]:
+        encoded = encode_solution(tokenizers["bpe"], "q", text, template, add_eos=True)
+        scores = step_scores(encoded, np.zeros(len(encoded.tokens)), "separator_last")
+        assert (scores[-1] == 0.0) == (answer is None), text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_try(name, monkeypatch):
+    asked = []
+    monkeypatch.setattr(interactive, "group_answers", lambda given: asked.extend(given) or [-1] * len(given))
+    for text, answer in ROWS[name]:
+        out = io.StringIO()
+        policy = SimpleNamespace(template=get_template(name), draw=lambda question, turn, text=text: [[(text, True)] * 2])
+        interactive.solve(Console(file=out, width=80), policy, None, "?", 0)
+        assert ("no final answer" in out.getvalue()) == (answer is None), text
+    assert asked == [answer for _, answer in ROWS[name] for _ in range(2)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_few_shot_examples_are_solved(name):
+    template = get_template(name)
+    for text, answer in ROWS[name]:
+        assert answer is not None or not few_shot._is_solved(text, template)
+        # With nothing behind its answer, it is an example.
+        begun = text[: split_steps(text, template)[-1].end] if answer else ""
+        assert not answer or few_shot._is_solved(begun + template.tag, template)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rewriting_keeps_the_answer(name):
+    """In every other format, as an evaluator of another system reads it; also where there is none."""
+    source = get_template(name)
+    for text, answer in ROWS[name]:
+        if answer in ("{", "a\n\nb", "1\n\n2"):  # which no box, and no section, can hold
+            continue
+        for target in TEMPLATES.values():
+            assert target.extract_answer(rewrite(text, source, target)) == answer, (text, target.name)
+
+
+def test_labels_of_the_built_in_curriculum(tmp_path):
+    rows = [(text, answer) for text, answer in ROWS["e2h"] if text.isascii()]
+    write(tmp_path, rows)
+    config = SimpleNamespace(problems=str(tmp_path / "problems.jsonl"), samples=(str(tmp_path / "samples"),))
+    config.oprm_outcomes, config.repeats, config.seed = 0.5, True, 0
+    found = arithmetic.prepare_labels(SimpleNamespace(arithmetic=config), tmp_path)
+    assert found["right_outcomes"] == sum(answer is not None for _, answer in rows) / len(rows)
+    for (text, answer), record in zip(rows, read_many(tmp_path / "orm.jsonl", "labelled"), strict=True):
+        assert set(record["labels"]) <= {float(answer is not None)}, text
+
+
+FRAGMENTS = ["a", " ", "\n", "\n\n", "\r\n", "# Answer", "# Answer\n", ": ", "42", "\\boxed", "{", "}", "\\}"]
+FRAGMENTS += ["\\fbox{", "$", ".", "The answer is:", " ки\n", "<extra_0>", "## Answer", "<|im_end|>"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.lists(st.sampled_from(FRAGMENTS), max_size=14).map("".join), name=st.sampled_from(NAMES))
+def test_properties_for_any_text(text, name):
+    template = get_template(name)
+    answer, steps = template.extract_answer(text), split_steps(text, template)
+    assert [step.is_answer for step in steps] == [False] * (len(steps) - 1) + [answer is not None] * bool(steps)
+    unix = text.replace("\r\n", "\n")
+    windows = template.extract_answer(unix.replace("\n", "\r\n"))
+    assert template.extract_answer(unix) == (windows and windows.replace("\r\n", "\n"))
+    if name == "e2h":
+        assert answer == extract_answer(text, "section")
+        assert extract_answer(text) == (answer or extract_answer(text, "boxed"))
+    whole = template.format_solution(["a", "b"], "42")
+    assert template.extract_answer(whole) == "42"
+
+
+def test_templates_survive_the_record(tmp_path):
+    for template in TEMPLATES.values():
+        write_template(tmp_path / RECORD, template)
+        assert get_template(str(tmp_path / RECORD)) == template
+        assert json.loads((tmp_path / RECORD).read_text())["name"] == template.name

@@ -1,0 +1,282 @@
+"""A stage's folder: what a refused start leaves in it, what a finished one must hold, and folders of older versions."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from e2h_jax import recipe, stage
+from e2h_jax.errors import UserError
+
+
+def toy_config(**fields):
+    config = stage.load("toy").defaults()
+    config.update(fields)
+    return config
+
+
+def runs(workdir):
+    return (workdir / "runs.txt").read_text().split()
+
+
+REFUSING = '''
+import json
+from toys.toy import *
+from toys.toy import defaults as _defaults
+
+
+def defaults():
+    config = _defaults().unlock()
+    config.writes = ("inputs.json", "shard.jsonl", "tokenizer/vocab.json", "round-1/samples/metrics.jsonl")  # empty files
+    config.works = ""  # a file with content
+    return config.lock()
+
+
+def run(config, workdir):
+    for name in (*config.writes, *filter(None, [config.works])):
+        (workdir / name).parent.mkdir(parents=True, exist_ok=True)
+        (workdir / name).write_text("{}" if name == config.works else "")
+    if config.steps == 9:
+        raise UserError("config.steps=9 is too long.")
+    (workdir / "out.jsonl").write_text(f"{config.steps}\\n")
+    return {"steps": config.steps} | ({"bad": {1, 2}} if config.steps == 8 else {})
+'''
+
+
+@pytest.fixture
+def refusing(toy):
+    (toy / "toys" / "refusing.py").write_text(REFUSING)
+    stage.STAGES["refusing"] = "toys.refusing"
+
+    def run(workdir="out", **fields):
+        config = stage.load("refusing").defaults()
+        config.update(fields)
+        return stage.execute("refusing", config, toy / workdir)
+
+    return run
+
+
+def names(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_refused_start_leaves_the_folder_as_it_was(refusing, toy):
+    (toy / "out" / "mine").mkdir(parents=True)
+    (toy / "out" / "mine" / "problems.jsonl").write_text("{}")
+    with pytest.raises(UserError, match="too long"):
+        refusing(steps=9)
+    assert names(toy / "out") == [".lock", "mine/problems.jsonl"]
+    assert refusing(steps=5) == {"steps": 5}
+    done = json.loads((toy / "out" / "done.json").read_text())
+    assert done["outputs"] == {"out.jsonl": 1, "shard.jsonl": 0, "tokenizer": 0}
+    with pytest.raises(UserError, match=r"holds a run with another config \(steps: 5 -> 9\)"):
+        refusing(steps=9)
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "round-1/train/metrics.jsonl", "nan/step-3.npz", "checkpoints/5/x"])
+def test_what_came_of_work_stays(refusing, toy, file):
+    with pytest.raises(UserError, match="too long"):
+        refusing(steps=9, works=file)
+    assert {file, "config.json", "seconds.json"} <= set(names(toy / "out"))
+    with pytest.raises(UserError, match=r"holds a run with another config \(steps: 9 -> 5\)"):
+        refusing(steps=5, works=file)
+
+
+def test_a_resumed_run_that_is_refused_stays(refusing, toy, monkeypatch):
+    """Its config is fine: a file it reads is missing now, say."""
+    module = stage.load("refusing")
+    run = module.run
+    monkeypatch.setattr(module, "run", lambda config, workdir: (run(config, workdir), os.kill(os.getpid(), 2))[0])
+    with pytest.raises(KeyboardInterrupt):
+        refusing(steps=5)
+    before = names(toy / "out")
+    monkeypatch.setattr(module, "run", lambda config, workdir: (_ for _ in ()).throw(UserError("lost")))
+    with pytest.raises(UserError, match="lost"):
+        refusing(steps=5)
+    assert names(toy / "out") == before
+
+
+def test_a_summary_that_cannot_be_written_removes_no_work(refusing, toy):
+    with pytest.raises(UserError, match=r"summary\.bad holds a set"):
+        refusing(steps=8)
+    assert "out.jsonl" in names(toy / "out")
+
+
+def test_a_finished_stage_whose_outputs_are_gone_is_not_done(refusing, toy):
+    (toy / "out").mkdir()
+    (toy / "out" / "mine.txt").write_text("x")
+    refusing(works="model/params/a")
+    for name in ("mine.txt", "inputs.json", "round-1/samples/metrics.jsonl", "shard.jsonl"):  # another's, not needed, or empty
+        (toy / "out" / name).unlink(missing_ok=name != "shard.jsonl")
+    refusing(works="model/params/a")
+    (toy / "out" / "out.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"out: refusing is done, but out\.jsonl is gone; restore it, or delete the folder"):
+        refusing(works="model/params/a")
+    (toy / "out" / "out.jsonl").write_text("3\n")
+    (toy / "out" / "model" / "params" / "a").unlink()
+    with pytest.raises(UserError, match="model is gone"):
+        refusing(works="model/params/a")
+
+
+def test_an_older_version_wrote_down_no_outputs(toy):
+    stage.execute("toy", toy_config(), toy / "out")
+    done = json.loads((toy / "out" / "done.json").read_text())
+    del done["outputs"]
+    (toy / "out" / "done.json").write_text(json.dumps(done))
+    stage.execute("toy", toy_config(), toy / "out")
+    (toy / "out" / "runs.txt").unlink()
+    with pytest.raises(UserError, match="toy is done, but all it wrote is gone"):
+        stage.execute("toy", toy_config(), toy / "out")
+
+
+def newer(monkeypatch, **changes):
+    """A later version of the toy: fields added, changed, or (None) removed; "a.b" is in the group a."""
+    module = stage.load("toy")
+    fields = module.defaults().to_dict()
+    for name, value in changes.items():
+        *groups, last = name.split("__")
+        holder = fields
+        for group in groups:
+            holder = holder[group]
+        holder[last] = value
+        if value is None:
+            del holder[last]
+    monkeypatch.setattr(module, "defaults", lambda: ConfigDict(fields).lock())
+    return ConfigDict(fields).unlock()
+
+
+ADDED = {"gain": 2.0, "optimizer__b2": 0.95, "lora": {"rank": 0, "targets": ("q",)}}
+
+
+def test_new_fields_with_their_defaults_are_no_other_config(toy, monkeypatch):
+    stage.execute("toy", toy_config(steps=5), toy / "out")
+    config = newer(monkeypatch, **ADDED)
+    config.steps = 5
+    assert stage.execute("toy", config, toy / "out")["steps"] == 5
+    assert runs(toy / "out") == ["5"]
+    # A version after that has another default of a field that the folder's first version did not have.
+    later = newer(monkeypatch, gain=3.0)
+    later.steps = 5
+    with pytest.raises(UserError, match=r"\(gain: 2\.0 -> 3\.0\)"):
+        stage.execute("toy", later, toy / "out")
+
+
+def test_an_interrupted_run_of_an_older_version_goes_on(toy, monkeypatch):
+    with pytest.raises(KeyboardInterrupt):
+        stage.execute("toy", toy_config(steps=130), toy / "out")
+    (toy / "out" / "part.jsonl").write_text("half of the work")
+    config = newer(monkeypatch, **ADDED)
+    config.steps = 130
+    with pytest.raises(KeyboardInterrupt):
+        stage.execute("toy", config, toy / "out")
+    assert json.loads((toy / "out" / "config.json").read_text())["config"]["lora"] == {"rank": 0, "targets": ["q"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked", "difference"),
+    [
+        (ADDED, {"gain": 2.5}, "gain: (absent) -> 2.5"),
+        (ADDED, {"lora": {"rank": 8}}, "lora: (absent) -> {'rank': 8, 'targets': ['q']}"),
+        ({"gain": 2.0}, {"gain": 2}, None),  # a number's field takes whole ones and makes them its own
+        ({"flag": False}, {}, None),
+        ({"rate": 0.7}, {}, "rate: 0.5 -> 0.7"),  # another default
+        ({"optimizer__warmup": 3}, {}, "optimizer.warmup: 2 -> 3"),
+        ({"rate": None}, {}, "rate: 0.5 -> (absent)"),  # removed
+        ({"rate": None, "speed": 0.5}, {}, "rate: 0.5 -> (absent)"),  # renamed
+        ({"steps": 3.0}, {}, "steps: 3 -> 3.0"),  # of another type
+        ({"shuffle": 0}, {}, "shuffle: False -> 0"),
+        ({"levels": ("1", "2")}, {}, "levels: [1, 2] -> ['1', '2']"),
+        ({"limit": 5}, {}, "limit: None -> 5"),
+        ({}, {"generators": {"sft": "a"}}, "generators.sft: (absent) -> a"),  # an open group has no defaults
+    ],
+)
+def test_what_a_later_version_takes_for_the_same_config(toy, monkeypatch, changes, asked, difference):
+    stage.execute("toy", toy_config(), toy / "out")
+    config = newer(monkeypatch, **changes)
+    config.update(asked)
+    if difference is None:
+        stage.execute("toy", config, toy / "out")
+        assert runs(toy / "out") == ["3"]
+        return
+    with pytest.raises(UserError) as error:
+        stage.execute("toy", config, toy / "out")
+    assert f"({difference})" in str(error.value)
+
+
+def test_a_folder_of_something_else_is_not_taken(toy):
+    (toy / "out").mkdir()
+    (toy / "out" / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(UserError, match=r"out/config\.json is not a stage's; give toy another --workdir"):
+        stage.execute("toy", toy_config(), toy / "out")
+    (toy / "out" / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"out/config\.json is damaged"):
+        stage.execute("toy", toy_config(), toy / "out")
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(toy):
+    (toy / "out" / ".lock").mkdir(parents=True)
+    with pytest.raises(UserError, match="cannot write into the folder .*out: is a directory; give another --workdir"):
+        stage.execute("toy", toy_config(), toy / "out")
+
+
+OLD = Path(__file__).parent / "folders_b95a7db"
+RECIPE = ("data", "base", "sft", "evaluator_samples", "labels", "prm", "samples", "score_prm", "rest_em", "dpo", "ppo")
+
+
+@pytest.fixture
+def old(tmp_path):
+    """Finished folders of b95a7db, each with a file in place of what it wrote."""
+    shutil.copytree(OLD, tmp_path / "run")
+    for path in (tmp_path / "run").glob("*/done.json"):
+        (path.parent / "written").write_text("x")
+    return tmp_path / "run"
+
+
+def as_asked(folder):
+    """Stage and config of an old folder, in this version's fields: what was asked for then, and the new ones' defaults."""
+    asked = json.loads((folder / "config.json").read_text())
+    config = ConfigDict(stage.load(asked["stage"]).defaults()).unlock()
+
+    def tuples(value):
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    def fill(group, values):
+        for name, value in values.items():
+            if isinstance(group.get(name), ConfigDict) and len(group[name]):
+                fill(group[name], value)
+            else:
+                group[name] = ConfigDict(value) if isinstance(value, dict) else tuples(value)
+
+    fill(config, asked["config"])
+    return asked["stage"], config.lock()
+
+
+def test_the_old_folders_are_of_all_stages():
+    stages = {json.loads(path.read_text())["stage"] for path in OLD.glob("*/config.json")}
+    assert stages == set(stage.STAGES) - {"recipe"}
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in OLD.glob("*/config.json")))
+def test_folders_of_b95a7db_are_taken_up(old, name, capsys):
+    which, config = as_asked(old / name)
+    metrics = json.loads((old / name / "done.json").read_text())["metrics"]
+    assert stage.execute(which, config, old / name) == metrics
+    assert "done already, skipped" in capsys.readouterr().out
+    (old / name / "written").unlink()
+    with pytest.raises(UserError, match=f"{which} is done, but all it wrote is gone"):
+        stage.execute(which, config, old / name)
+
+
+def test_a_recipe_of_b95a7db_is_taken_up(old, capsys):
+    config = recipe.defaults().unlock()
+    config.stages = RECIPE
+    for name in RECIPE:
+        which, config[name] = as_asked(old / name)
+        config[name].unlock().stage = which
+    stage.check_config("recipe", config)
+    summary = stage.execute("recipe", config.lock(), old)
+    assert list(summary["metrics"]) == list(RECIPE)
+    assert capsys.readouterr().out.count("done already, skipped") == len(RECIPE)
