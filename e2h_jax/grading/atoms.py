@@ -18,6 +18,7 @@ from e2h_jax.grading.tree import (
     Symbol,
     quotient,
 )
+
 MAX_DEPTH = 40  # brackets within brackets
 
 _CLOSING = {"(": (")", "]"), "[": ("]", ")"), "set(": ("set)",), "{": ("}",)}

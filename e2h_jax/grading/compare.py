@@ -10,7 +10,17 @@ from fractions import Fraction
 from e2h_jax.grading import sets
 from e2h_jax.grading.answer import clock, spelled
 from e2h_jax.grading.matrices import as_matrix
-from e2h_jax.grading.relations import approximates, by_component, inequality_of, is_name, links_of, point_of, points_of, variable, without
+from e2h_jax.grading.relations import (
+    approximates,
+    by_component,
+    inequality_of,
+    is_name,
+    links_of,
+    point_of,
+    points_of,
+    variable,
+    without,
+)
 from e2h_jax.grading.scalars import same_scalar
 from e2h_jax.grading.tree import (
     ONE,
@@ -161,7 +171,7 @@ def _quantities(one: Node, other: Node) -> bool:
 
 
 def _residues(one: Node, other: Node) -> bool:
-    """Compares `2 \\pmod 7` with a class, with a relation, or with a number: the one that is written, or the least remainder."""
+    """Compares `2 \\pmod 7` with a class, with a relation, or a number: the one written, or the remainder."""
     if type(one) is Relation or type(other) is Relation:
         return _relations(one, other)
     if type(one) is Residue and type(other) is Residue:

@@ -9,7 +9,6 @@ untrusted text. docs/grading.md has the conventions of each set, and how they co
 """
 
 import functools
-import math
 import numbers
 import re
 from decimal import Decimal

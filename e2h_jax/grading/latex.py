@@ -117,7 +117,7 @@ _LOST_BACKSLASH = re.compile(r"(?<![a-zA-Z\\])(?=[dt]?frac *\{)")
 _EXPLICIT_THOUSANDS = re.compile(r"(?<=[0-9]) *(?:\{ *, *\}|,[ ]*\\!|\\!,|\\[,;: ]|~|\{\\,\}|\{ \}) *(?=[0-9]{3}(?![0-9]))")
 _APART = r"(?<![0-9.,_'])([1-9][0-9]{0,2}(?:%s[0-9]{3})+)(?![0-9_']|[.,][0-9]*[_'.])"
 _UNDERSCORES, _APOSTROPHES = re.compile(_APART % r"\\?_"), re.compile(_APART % "'")  # 1_000_000, 1'000'000
-_POINTS = re.compile(r"[1-9][0-9]{0,2}(?:\.[0-9]{3}){2,}(?![0-9]|\.[0-9])(?:,[0-9]+(?![0-9]*[.,][0-9]))?", re.ASCII)  # 1.000.000,5
+_POINTS = re.compile(r"[1-9][0-9]{0,2}(?:\.[0-9]{3}){2,}(?![0-9]|\.[0-9])(?:,[0-9]+(?![0-9]*[.,][0-9]))?", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"(?<=[0-9])\{,\}(?=[0-9])")
 _DEGREE = re.compile(r"\^ *(?:\{ *\\circ *\}|\\circ(?![a-zA-Z]))|\\degree(?![a-zA-Z])|\{ *\}\^\\circ")
 _HALF_DAY = re.compile(r"(?<![a-zA-Z\\])([aApP])\. ?[mM]\b\.?")
@@ -142,7 +142,8 @@ _TEXT_COMMANDS = frozenset(
 _DROPPED = frozenset(  # presentation; a group that follows is kept
     "displaystyle textstyle scriptstyle limits nolimits left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl "
     "Biggr middle boxed fbox mathbf mathit mathsf mathcal mathnormal boldsymbol bm vec mathstrut ensuremath hfill hline "
-    "mathopen mathclose mathrel mathbin mathpunct underline tiny small large Large LARGE huge Huge normalsize bf it rm sf cal".split()
+    "mathopen mathclose mathrel mathbin mathpunct underline tiny small large Large LARGE huge Huge normalsize bf it rm "
+    "sf cal".split()
 )
 _SPACES = frozenset("quad qquad enspace thinspace space nobreak".split())
 _WITH_ARGUMENT = frozenset("phantom hphantom vphantom hspace vspace label tag color textcolor hspace* kern mkern".split())
@@ -153,9 +154,10 @@ _RENAMED = {
     **{"rbrack": "]", "lparen": "(", "rparen": ")", "lbrace": "set(", "rbrace": "set)", "div": "/", "over": "over"},
     **{"varphi": "phi", "varepsilon": "epsilon", "vartheta": "theta", "varrho": "rho", "bigcup": "cup", "bigcap": "cap"},
     **{"varnothing": "emptyset", "sim": "approx", "simeq": "approx", "backslash": "setminus", "imath": "i", "bullet": "cdot"},
-    **{"surd": "sqrt", "mod": "bmod", "pod": "pmod", "rightarrow": "to", "longrightarrow": "to", "bigtriangleup": "triangle", "cr": "\\\\"},
+    **{"surd": "sqrt", "rightarrow": "to", "longrightarrow": "to", "bigtriangleup": "triangle", "cr": "\\\\"},
     **{"bar": "overline", "ldots": "dots", "cdots": "dots", "dotsc": "dots", "tan^{-1}": "arctan", "lor": "or", "vee": "or"},
     **{"land": "and", "wedge": "and", "thickapprox": "approx", "doteq": "=", "colonequals": "=", "gets": "=", "infin": "infty"},
+    **{"mod": "bmod", "pod": "pmod"},
 }
 _SYMBOLS = {"{": "set(", "}": "set)", "%": "%", "$": "$", "\\": "\\\\", "|": "||", "_": " ", "#": "#", "&": "and"}
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?|\.[0-9]+", re.ASCII)
@@ -323,7 +325,7 @@ def _text(name: str, content: str, spaced: bool) -> Token:
             return Token("word", plain, spaced)
     if _NUMBER.fullmatch(plain):
         return Token("number", plain, spaced, Fraction(plain))
-    if plain in ("or", "and"):
+    if plain in ("or", "and", "pi"):
         return Token("word", plain, True)
     return Token("text", content, spaced or content[:1] == " ")
 

@@ -97,7 +97,9 @@ def approximates(node: Relation) -> bool:
 
 def links_of(node: Relation) -> list[tuple[str, Node]] | None:
     """Returns the relations of a chain as (operator, left minus right); None when a side is no finite scalar."""
-    if any(map(has_infinity, node.operands)) or not all(isinstance(operand, SCALARS) for operand in node.operands) or set(node.operators) & {"in", "approx"}:
+    if any(map(has_infinity, node.operands)):
+        return None
+    if not all(isinstance(operand, SCALARS) for operand in node.operands) or set(node.operators) & {"in", "approx"}:
         return None
     links = []
     for index, operator in enumerate(node.operators):

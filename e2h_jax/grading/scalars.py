@@ -17,8 +17,11 @@ def same_scalar(one: Node, other: Node) -> bool:
     if not (has_infinity(one) or has_infinity(other)):
         return same_value(one, other)
     first, second = limit(one), limit(other)
+    if type(first) is int and type(second) is int:
+        return first == second
     if type(first) is int or type(second) is int:
-        return type(first) is type(second) and first == second
+        _check_value(second if type(first) is int else first)
+        return False
     return same_value(first, second)
 
 
@@ -122,6 +125,12 @@ def _limit_of_power(base: Node | int, exponent: Node | int) -> Node | int:
     if power.denominator % 2 == 0:
         raise UndecidableError
     return -1 if power.numerator % 2 else 1
+
+
+def _check_value(node: Node) -> None:
+    """Raises UndecidableError for a constant without a value, `1/0`."""
+    if not symbols(node) and exact(node) is None and _evaluated(node, {}, precise(50)) is None:
+        raise UndecidableError
 
 
 def _sign(node: Node) -> int:

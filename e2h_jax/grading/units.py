@@ -64,11 +64,10 @@ _UNITS = {
     "rpm": "",
     "decibel": "db",
     "hertz": "hz",
-    "pi": "",
 }
 _UNIT_OF = {word: unit for unit, words in _UNITS.items() for word in (unit, *words.split())}
 # Words of two letters and more that may follow a number as its unit without \text.
-BARE_UNITS = frozenset(word for word in _UNIT_OF if len(word) > 1 and word not in ("in", "pi", "min", "rs"))
+BARE_UNITS = frozenset(word for word in _UNIT_OF if len(word) > 1 and word not in ("in", "min", "rs"))
 BARE_UNITS |= {"sq", "min", "mph", "kph"}
 _LENGTHS = frozenset("mm cm m km inch foot yard mile unit".split())
 _TRIGONOMETRIC = frozenset("sin cos tan cot sec csc cis sinh cosh tanh".split())
@@ -127,16 +126,26 @@ def is_length(word: str) -> bool:
 # Words that change what is said: `5 degrees below zero`, `5 percent less`, `10 in base 8`, `x is even`.
 _SAYS_MORE = frozenset(
     "plus minus times less more fewer least most greater smaller over under above below beyond up down than not no non none "
-    "without except excluding unless nor neither versus negative opposite inverse reciprocal squared cubed square cube factorial "
-    "power root double twice triple thrice fold pair couple myriad mod modulo base binary octal hexadecimal decimal basis "
-    "remainder is are was were be has have had does do did equals means becomes choose to from by through until between if when "
-    "where but yet only because since as all any every some infinite infinity imaginary conjugate logarithm log percentile mille "
-    "permille ago before after off divided multiplied added subtracted this that these those it its he she they we you i".split()
+    "without except excluding unless nor neither versus negative opposite inverse reciprocal squared cubed square cube "
+    "factorial power root double twice triple thrice fold pair couple myriad mod modulo base binary octal hexadecimal "
+    "decimal basis remainder is are was were be has have had does do did equals means becomes choose to from by through "
+    "until between if when where but yet only because since as all any every some infinite infinity imaginary conjugate "
+    "logarithm log percentiles quartiles deciles permille mille ppm ago before after off divided multiplied added "
+    "subtracted this that these those it its he she they we you i".split()
 )
+_NOUNS_IN_THS = frozenset("months paths lengths widths depths baths births deaths mouths moths booths myths".split())
 _AFTER_NOUN = frozenset("total altogether each apiece long tall wide high deep old apart respectively".split())
-_NOUNS = frozenset("people men women children teeth geese mice dice fish sheep deer data radii loci foci grade th st nd rd sterling € £ ¥ ₹".split())
+_NOUNS = frozenset(
+    "people men women children teeth geese mice dice fish sheep deer data radii loci foci grade th st nd rd sterling "
+    "€ £ ¥ ₹".split()
+)
 _EXPONENT = re.compile(r"(?<=[a-z.)}]) *(?:\^ *(?:\{ *)?-? *[0-9](?: *\})?|[23](?![0-9]))")
 _SEGMENT = re.compile(r"/|\b(?:of|in|for|at|on|with)\b")
+
+
+def _may_change_the_value(word: str) -> bool:
+    part = word.endswith("ths") and word not in _NOUNS_IN_THS  # nths
+    return part or word in NUMBER_WORDS or word in _SAYS_MORE
 
 
 @functools.lru_cache(maxsize=1 << 12)
@@ -150,7 +159,7 @@ def says_only_what(unit: str, one: bool) -> bool:
     if re.search(r"[^a-z°%$€£¥₹/{}().,;:'~\s-]", text):
         return False
     segments = [re.findall(r"[a-z']+|[°%$€£¥₹]", segment) for segment in _SEGMENT.split(text)]
-    if any(word in NUMBER_WORDS or (word in _SAYS_MORE and word not in _FORMS) for segment in segments for word in segment):
+    if any(_may_change_the_value(word) and word not in _FORMS for segment in segments for word in segment):
         return False
     if text.strip(" .") == "in":
         return True
@@ -183,7 +192,7 @@ def in_letters(unit: str) -> list[tuple[str, int]] | None:
 
 def begins_unit(word: str) -> bool:
     """Returns whether a word after a number can begin the name of what is counted: no preposition, no other number."""
-    return word not in NUMBER_WORDS and word not in _SAYS_MORE and word not in _FILLERS
+    return not _may_change_the_value(word) and word not in _FILLERS
 
 
 def units_agree(one: str, other: str, counted_one: bool = False) -> bool | None:
@@ -199,7 +208,9 @@ def units_agree(one: str, other: str, counted_one: bool = False) -> bool | None:
         return True if all(not unit or says_only_what(unit, counted_one) for unit in (one, other)) else None
     physical = any(word.split("^")[0] in _UNITS for word in (*first, *second))
     more = set(re.findall("[a-z]+", _folded(one))) ^ set(re.findall("[a-z]+", _folded(other)))
-    return not physical and not more & (NUMBER_WORDS | _SAYS_MORE) and (set(first) <= set(second) or set(second) <= set(first))
+    if physical or any(map(_may_change_the_value, more)):
+        return False
+    return set(first) <= set(second) or set(second) <= set(first)
 
 
 def unit_start(tokens: list[Token]) -> int:
@@ -210,7 +221,8 @@ def unit_start(tokens: list[Token]) -> int:
     functions = any(token.text in _TRIGONOMETRIC for token in tokens)
     while position > 0:
         token = tokens[position]
-        if token.kind in ("text", "%", "currency", "$") or (token.kind == "command" and token.text == "degree" and not functions):
+        degrees = token.kind == "command" and token.text == "degree" and not functions
+        if degrees or token.kind in ("text", "%", "currency", "$"):
             start = position
         elif token.kind == "word" and is_unit_word(token.text):
             if tokens[position + 1 : position + 2] and tokens[position + 1].kind == "^" and not is_length(token.text):

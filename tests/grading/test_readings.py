@@ -87,12 +87,14 @@ def test_number_words(words, value):
     assert number_in_words(tuple(words.split())) == value
 
 
-PIECES = r"""\mod mod \bmod \pmod{7} \pmod (mod \operatorname{mod} \equiv = < \le \in \infty - \cdot / ^ _ { } ( ) [ ] \{ \} | , ; : ! '
-& \\ \begin{align} \end{align} \begin{cases} \end{cases} \begin{pmatrix} \end{pmatrix} \begin{array}{l} \end{array} \frac \frac12 \sqrt
-\sqrt[ \log \log_2 \ln \sin \gcd \max \max\{\} \binom \sum_{k=1}^{n} \prod \int_0^1 dx \text{ \text{cm} \text{and} \mbox{m}^3 \pm \cup
-\setminus \emptyset \mathbb{R} \angle ^\circ \% $ € ** __ 1_000 1'000 1.000.000 five sixths squared dozen tenths minus half and or of per
-zero below apples degrees A n i I E pi 0 1 2 5 10 1,234 .5 1e9 10_2 a_{n+1} f(x) f^{-1}(x) x=1 y=2 [0,1[ ]0,1] \langle \lfloor \left(
-\right. \overline \hat \det \boxed{ ... \to \ne \phantom \lim @ # ~ \! é √ ² ½ ٣ January 5th (A) 3:45 PM U""".split()
+PIECES = r"""
+\mod mod \bmod \pmod{7} \pmod (mod \operatorname{mod} \equiv = < \le \in \infty - \cdot / ^ _ { } ( ) [ ] \{ \} | , ; :
+! ' & \\ \begin{align} \end{align} \begin{cases} \end{cases} \begin{pmatrix} \end{pmatrix} \begin{array}{l} \end{array}
+\frac \frac12 \sqrt \sqrt[ \log \log_2 \ln \sin \gcd \max \max\{\} \binom \sum_{k=1}^{n} \prod \int_0^1 dx \text{
+\text{cm} \text{and} \mbox{m}^3 \pm \cup \setminus \emptyset \mathbb{R} \angle ^\circ \% $ € ** __ 1_000 1'000 1.000.000
+five sixths squared dozen tenths minus half and or of per zero below apples degrees A n i I E pi 0 1 2 5 10 1,234 .5 1e9
+10_2 a_{n+1} f(x) f^{-1}(x) x=1 y=2 [0,1[ ]0,1] \langle \lfloor \left( \right. \overline \hat \det \boxed{ ... \to \ne
+\phantom \lim @ # ~ \! é √ ² ½ ٣ January 5th (A) 3:45 PM U""".split()
 REAL = [case["prediction"] for case in CASES[::11] if len(case["prediction"]) < 60]
 
 
