@@ -213,7 +213,7 @@ _ROWS = [
     ("42", None, None),
     ("The answer is 42.", None, None),
     ("#### 42", None, None),
-    ("# Answer\n\n\ud800", "\ud800", None),
+    ("# Answer\n\n\ufffd", "\ufffd", None),
     ("\u2028# Answer\n\n7", "7", None),
     ("# Answer\n\n…", "…", None),
     ("# Answer\n\n- 4", "- 4", None),
@@ -279,3 +279,19 @@ BOXED = ("qwen_boxed", "qwen_prm", "deepseek_boxed", "llama3_boxed")
 CASES = [(text, "e2h", answer) for text, answer in SECTION]
 CASES += [(text, BOXED[number % len(BOXED)], answer) for number, (text, answer) in enumerate(BOX)]
 CASES += [(text, template, answer) for template, rows in TAGGED.items() for text, answer in rows]
+
+# (beginning that the problem has, text that was sampled, template, answer of the two together)
+CONTINUED = [
+    ("We add.", "# Answer\n\n42", "e2h", "42"),
+    ("We add.\n\n", "So.\n\n# Answer\n42", "e2h", "42"),
+    ("We add.\n\n# Answer", "42", "e2h", "42"),
+    ("We add.\n\n# Answer\n\n41", "# Answer\n\n42", "e2h", "41"),
+    ("We add.", "42", "e2h", None),
+    ("", "# Answer 42", "e2h", "42"),
+    ("So \\boxed{41}.", "So \\boxed{42}.", "qwen_boxed", "42"),
+    ("So \\boxed{41}.", "more", "qwen_boxed", "41"),
+    ("So \\boxed{41}.", "more \\boxed{", "qwen_boxed", None),
+    ("We add.", "more", "qwen_boxed", None),
+    ("Step 1: a ки", "Step 2: b The answer is: 42 ки", "math_shepherd", "42"),
+    ("Step 1: The answer is: 41 ки\n", "Step 2: The answer is: 42 ки", "math_shepherd", "41"),
+]

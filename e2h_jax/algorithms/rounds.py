@@ -202,11 +202,12 @@ def judge(
     problems: dict[str, dict], records: list[dict], template: str, aggregation: str, pool: GradingPool
 ) -> list[Solution]:
     """Grades sample or scored records against the answers that are not hidden. An undecided answer counts as wrong."""
-    extract = get_template(template).extract_answer
-    known = [has_answer(problems[record["problem_id"]]) for record in records]
+    written = get_template(template)
+    asked = [problems[record["problem_id"]] for record in records]
+    known = [has_answer(problem) for problem in asked]
     pairs = [
-        (extract(record["text"]), problems[record["problem_id"]]["answer"])
-        for record, graded in zip(records, known, strict=True)
+        (written.extract_answer(written.whole(problem, record["text"])), problem["answer"])
+        for problem, record, graded in zip(asked, records, known, strict=True)
         if graded
     ]
     verdicts = iter(pool.grade_many(pairs))

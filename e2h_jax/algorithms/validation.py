@@ -78,7 +78,8 @@ class Validation:
           {"all", "easy", "hard", "level_1" …: accuracy in [0, 1]} of the groups that there are. A solution whose grading is
           undecided counts as wrong.
         """
-        answers = [self._template.extract_answer(texts[problem["id"]]) for problem in self.problems]
+        whole, extract = self._template.whole, self._template.extract_answer
+        answers = [extract(whole(problem, texts[problem["id"]])) for problem in self.problems]
         verdicts = self._pool.grade_many(
             (answer, problem["answer"]) for answer, problem in zip(answers, self.problems, strict=True)
         )

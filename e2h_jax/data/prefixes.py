@@ -10,7 +10,7 @@ from e2h_jax.data.cards import Card
 from e2h_jax.data.records import read_many, read_records
 from e2h_jax.data.sources.math import MathIndex
 from e2h_jax.data.steps import split_steps
-from e2h_jax.data.templates import Template
+from e2h_jax.data.templates import Template, check_written
 from e2h_jax.errors import UserError
 
 SOURCE = "Sampled solutions of our own generator."
@@ -31,6 +31,7 @@ def read(config: Any, template: Template, index: MathIndex | None, card: Card) -
     """Yields ("train", problem record with `prefix`); config: path (problems), samples, levels, per_problem."""
     if not config.path or not config.samples:
         raise UserError("config.path and config.samples must name the problems and their sampled solutions.")
+    check_written(config.samples, template, "config.template")
     card.rules += RULES
     problems = {problem["id"]: problem for problem in read_many(config.path, "problem")}
     by_problem: dict[str, list[dict]] = {}

@@ -12,10 +12,10 @@ def rewrite(solution: str, source: Template, target: Template) -> str:
     Its final answer, or that it has none, stays as it is in `source`: what the target alone would take for an answer, a box on
     the way say, is hidden.
     """
-    if source == target:
+    solution = source.until_stop(solution)
+    if source.writes_like(target):
         return target.join_steps(solution, ()) if target.tag else solution
     header = re.compile(re.escape(source.step_header).replace(re.escape("{number}"), r"\d+"))
-    solution = source.until_stop(solution)
     steps = []
     for step in split_steps(solution, source):
         if not step.is_answer or source.answer != "header":

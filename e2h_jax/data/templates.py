@@ -14,7 +14,7 @@ describes: `e2h prepare` writes such a file for few-shot prompts, and `get_templ
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -113,9 +113,13 @@ class Template:
         return find(text, self.paragraphs(text), self.answer_header)
 
     def extract_answer(self, text: str) -> str | None:
-        """The final answer as it is written; None when there is none."""
+        """The final answer of a whole solution, as it is written; None when there is none."""
         found = self.find_answer(text)
         return text[found.start : found.stop] if found else None
+
+    def whole(self, problem: Mapping[str, Any], text: str) -> str:
+        """A sampled text behind the `prefix` of its problem, if that has one: a solution is the same text however it came."""
+        return self.join_steps(problem.get("prefix") or "", ()) + text
 
     def answer_paragraphs(self, text: str, found: Sequence[Paragraph]) -> tuple[int, int] | None:
         """Indices in `found` of the first and last paragraph of the final answer's own step; None when there is no answer."""
@@ -132,6 +136,11 @@ class Template:
         if self.answer == "inline":
             return step.replace(self.answer_header, f"{self.answer_header[:-1]} {self.answer_header[-1:]}")
         return hide_sections(step, self.answer_header)
+
+    def writes_like(self, other: "Template") -> bool:
+        """Whether solutions read the same in both, whatever stands before them and wherever they stop."""
+        aside = {"name": "", "prompt": "", "special": (), "stop": ()}
+        return replace(self, **aside) == replace(other, **aside)
 
     def until_stop(self, text: str) -> str:
         """The text before the first stop string."""
@@ -220,6 +229,16 @@ def recorded_template(path: str | Path) -> Template | None:
     path = Path(path)
     record = (path if path.is_dir() else path.parent) / RECORD
     return get_template(str(record)) if record.is_file() else None
+
+
+def check_written(path: str | Path, template: Template, field: str) -> None:
+    """Raises UserError if `sample` has recorded that the texts in `path` are written in another format than `template`."""
+    recorded = recorded_template(path)
+    if recorded and not recorded.writes_like(template):
+        name = recorded.name if recorded.name in TEMPLATES else Path(path) / RECORD
+        raise UserError(
+            f'{path}: these samples were drawn in the template "{recorded.name}", not "{template.name}"; set {field}={name}.'
+        )
 
 
 def get_template(name: str) -> Template:

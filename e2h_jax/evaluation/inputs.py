@@ -114,15 +114,18 @@ def _check_paths(where: str, paths: ConfigDict) -> None:
         raise UserError(f'{where}.scored: "{LIKELIHOOD}" is the name of the control by log-probability; choose another.')
 
 
-def _extractor(where: str, template: str, path: str) -> Callable[[str], str | None]:
-    """What finds the final answer in the texts of `path`, which are written in `template`, see `read_generator`."""
+def _extractor(where: str, template: str, path: str) -> Callable[[Mapping, str], str | None]:
+    """What finds the final answer in a text of `path` to a problem, written in `template`, see `read_generator`."""
     if template and template != "any":
         try:
-            return get_template(template).extract_answer
+            written = get_template(template)
         except UserError as error:
             raise UserError(f"{where}.template: {str(error).removeprefix('template: ')}") from None
-    recorded = None if template else recorded_template(path)
-    return recorded.extract_answer if recorded else extract_answer
+    else:
+        written = None if template else recorded_template(path)
+    joined = written or get_template("e2h")
+    extract = written.extract_answer if written else extract_answer
+    return lambda problem, text: extract(joined.whole(problem, text))
 
 
 def _group(path: str, problems: Sequence[dict], max_samples: int) -> list[list[dict]]:
@@ -159,7 +162,7 @@ def _strangers(path: str, records: Sequence[dict], ids: Iterable[str]) -> UserEr
 def _grade(
     problems: Sequence[dict],
     samples: Sequence[Sequence[dict]],
-    extract: Callable[[str], str | None],
+    extract: Callable[[Mapping, str], str | None],
     counts: dict[str, int],
     rules: str,
     title: str,
@@ -173,7 +176,7 @@ def _grade(
     with Progress(*columns, console=console, disable=console.is_jupyter) as progress:
         task = progress.add_task(title, total=correct.size)
         for row, (problem, drawn) in enumerate(zip(problems, samples, strict=True)):
-            given = [extract(sample["text"]) for sample in drawn]
+            given = [extract(problem, sample["text"]) for sample in drawn]
             answers[row] = group_answers(given, rules)
             for column, (sample, answer) in enumerate(zip(drawn, given, strict=True)):
                 verdict = grade(answer, problem["answer"], rules)

@@ -21,7 +21,7 @@ from e2h_jax.data.rollout import Rollout
 from e2h_jax.data.sampled_steps import locate
 from e2h_jax.data.steps import READ_AT, EncodedSolution, check_tag, encode_solutions, split_steps
 from e2h_jax.data.templates import Template, get_template
-from e2h_jax.data.tokenizer import load_tokenizer
+from e2h_jax.data.tokenizer import end_ids, load_tokenizer
 from e2h_jax.errors import UserError, naming, nearest
 from e2h_jax.grading.pool import GradingPool
 from e2h_jax.models import store
@@ -110,12 +110,12 @@ class Judge:
         located = [locate(self._tokenizer, rollout.prompt, rollout.tokens, template) for rollout in rollouts]
         scores: list[list[float] | None] = [None] * len(rollouts)
         if self._model:
-            prefixes = [template.join_steps(rollout.problem.get("prefix") or "", ()) for rollout in rollouts]
-            texts = [prefix + rollout.text for prefix, rollout in zip(prefixes, rollouts, strict=True)]
+            texts = [template.whole(rollout.problem, rollout.text) for rollout in rollouts]
             pending = self._model.scores([rollout.problem["question"] for rollout in rollouts], texts, template)
-        verdicts = self._grade(rollouts, template.extract_answer)  # while the device computes
+        extract = lambda rollout: template.extract_answer(template.whole(rollout.problem, rollout.text))  # noqa: E731
+        verdicts = self._grade(rollouts, extract)  # while the device computes
         if self._model:
-            before = [len(split_steps(prefix, template)) for prefix in prefixes]
+            before = [len(split_steps(template.whole(rollout.problem, ""), template)) for rollout in rollouts]
             scores = [
                 None if found is None else align(found[first:], len(solution.steps))
                 for found, first, solution in zip(pending(), before, located, strict=True)
@@ -124,14 +124,14 @@ class Judge:
         return [shaping.shape(self._config, template, *row) for row in rows]
 
     def _by_original_rules(self, rollouts: Sequence[Rollout]) -> list[Shaped]:
-        eos = self._tokenizer.eos_token_id
-        responses = [rollout.tokens[:-1] if rollout.tokens[-1] == eos else rollout.tokens for rollout in rollouts]
+        ends = end_ids(self._tokenizer, self._template)
+        responses = [rollout.tokens[:-1] if rollout.tokens[-1] in ends else rollout.tokens for rollout in rollouts]
         steps: list[list[original.StepPair]] = [[] for _ in rollouts]
         if self._model:
             pairs = zip(rollouts, responses, strict=True)
             sampled = [locate(self._tokenizer, rollout.prompt, response, self._template) for rollout, response in pairs]
             pending = self._model.logits(sampled)
-        verdicts = self._grade(rollouts, original.extract_answer)
+        verdicts = self._grade(rollouts, lambda rollout: original.extract_answer(rollout.text))
         if self._model:
             for index, logits in enumerate(pending()):
                 if logits is not None:
@@ -140,10 +140,10 @@ class Judge:
         rows = zip(rollouts, map(len, responses), steps, verdicts, strict=True)
         return [original.shape(self._config, *row) for row in rows]
 
-    def _grade(self, rollouts: Sequence[Rollout], extract: Callable[[str], str | None]) -> list[Verdict]:
+    def _grade(self, rollouts: Sequence[Rollout], extract: Callable[[Rollout], str | None]) -> list[Verdict]:
         self.check_answers([rollout.problem for rollout in rollouts])
         truths = [_truth(rollout.problem) for rollout in rollouts]
-        pairs = [(extract(rollout.text), truth) for rollout, (truth, _) in zip(rollouts, truths, strict=True)]
+        pairs = [(extract(rollout), truth) for rollout, (truth, _) in zip(rollouts, truths, strict=True)]
         words = self._words(pairs)
         return [
             Verdict(None if truth is None else word == "correct", hidden, word == "undecided")

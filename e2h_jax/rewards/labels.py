@@ -28,7 +28,7 @@ from e2h_jax.data.prefixes import prefix_id
 from e2h_jax.data.records import has_answer, read_many, read_records
 from e2h_jax.data.steps import Step, split_steps
 from e2h_jax.data.storage import as_json
-from e2h_jax.data.templates import Template, get_template
+from e2h_jax.data.templates import Template, check_written, get_template
 from e2h_jax.data.unanswered import Unanswered
 from e2h_jax.errors import UserError, nearest
 from e2h_jax.grading import grade
@@ -85,6 +85,8 @@ class _Grader:
 
     def __init__(self, config: ConfigDict, card: Card):
         self.template: Template = get_template(config.template)
+        for path in filter(None, (config.samples, config.completions)):
+            check_written(path, self.template, "config.template")
         self.levels = set(config.levels)
         self.problems = {problem["id"]: problem for problem in read_many(config.problems, "problem")}
         self._path, self._card, self._most = config.problems, card, config.max_no_answer

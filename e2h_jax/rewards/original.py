@@ -68,7 +68,7 @@ def step_values(config: ConfigDict, logits: Sequence[float]) -> np.ndarray:
 
 
 def extract_answer(text: str) -> str:
-    """All that is between the first marker and the next (section 6.2)."""
+    """All that is between the first marker and the next (section 6.2): the paper's own rule, in use here alone."""
     found = text.split(MARKER)
     return found[1] if len(found) > 1 else NO_ANSWER
 

@@ -21,7 +21,7 @@ from e2h_jax.data.records import read_many
 from e2h_jax.data.rewrite import rewrite
 from e2h_jax.data.steps import READ_AT, EncodedSolution, check_tag, encode_solutions, split_steps
 from e2h_jax.data.storage import ShardWriter, check_same, digest
-from e2h_jax.data.templates import get_template
+from e2h_jax.data.templates import check_written, get_template, recorded_template
 from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError, nearest
 from e2h_jax.metrics import MetricsWriter
@@ -40,7 +40,9 @@ def defaults() -> ml_collections.ConfigDict:
     config.problems = ""  # the problems they answer
     config.template = ""  # text that the model reads; "" = the model's own
     config.read_at = ""  # token at which a step's score is read, see data/steps.py; "" = the model's own
-    config.written_in = ""  # template in which the samples are written, if it is another: they are rewritten for the model
+    # Template in which the samples are written; if the model reads another, they are rewritten for it. "" = the one that
+    # `sample` recorded beside them, else the model's.
+    config.written_in = ""
     config.tokens_per_batch = 16_384  # padded tokens of one forward pass, over all devices
     config.length_bucket = 64  # solutions are padded to a multiple of this; a program is compiled for each length
     config.too_long = "error"  # a solution longer than the model or `row_length`: error | zero (each of its steps scores 0)
@@ -73,7 +75,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
             reads[name] = config[name]
     tokenizer, template = load_tokenizer(config.model), get_template(reads["template"])
     check_tag(tokenizer, template)
-    written = get_template(config.written_in) if config.written_in else template
+    written = get_template(config.written_in) if config.written_in else recorded_template(config.samples) or template
+    check_written(config.samples, written, "config.written_in")
     problems = {problem["id"]: problem for problem in read_many(config.problems, "problem")}
 
     key = lambda record: (record["problem_id"], record["sample"])  # noqa: E731

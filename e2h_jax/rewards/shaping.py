@@ -137,7 +137,7 @@ def shape(
         rewards they are not looked at.
     """
     length = len(rollout.tokens)
-    answer = template.extract_answer(rollout.text)
+    answer = template.extract_answer(template.whole(rollout.problem, rollout.text))
     scorable = rollout.stopped and answer is not None and (config.process == "none" or scores is not None)
     rewards = np.zeros(length, np.float64)
 
@@ -223,4 +223,5 @@ def _format_penalty(config: ConfigDict, template: Template, rollout: Rollout, an
         return 1.0
     if config.format == "answer" or template.answer != "header":
         return 0.0
-    return disagreement(rollout.text[: split_steps(rollout.text, template)[-1].start].strip(), answer)
+    whole = template.whole(rollout.problem, rollout.text)
+    return disagreement(whole[: split_steps(whole, template)[-1].start].strip(), answer)

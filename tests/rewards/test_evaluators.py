@@ -18,7 +18,7 @@ from e2h_jax.config import override
 from e2h_jax.data.records import read_many
 from e2h_jax.data.rewrite import rewrite
 from e2h_jax.data.storage import write_records
-from e2h_jax.data.templates import get_template
+from e2h_jax.data.templates import RECORD, get_template, write_template
 from e2h_jax.data.tokenizer import build_tokenizer
 from e2h_jax.errors import UserError
 from e2h_jax.main import parse
@@ -273,6 +273,11 @@ def test_samples_in_the_models_own_format(tokenizer, tmp_path):
         np.testing.assert_allclose(ours, other, atol=1e-5)
     with pytest.raises(UserError, match="no sample has a step tag 'ки', .*config.written_in"):
         scored(model, tmp_path / "other", written_in="")
+    # What `sample` recorded beside its samples is the format in which they are written.
+    write_template(tmp_path / "other" / RECORD, get_template("e2h"))
+    assert scored(model, tmp_path / "other", written_in="") == scored(model, tmp_path / "said")
+    with pytest.raises(UserError, match='drawn in the template "e2h", not "qwen_boxed"; set config.written_in=e2h'):
+        scored(model, tmp_path / "other", written_in="qwen_boxed")
 
 
 def test_half_precision_and_names_of_labels(tokenizer, tmp_path):

@@ -7,14 +7,16 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from answer_cases import ANY, CASES, TAGGED
+from answer_cases import ANY, CASES, CONTINUED, TAGGED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from e2h_jax import interactive
 from e2h_jax.algorithms import rounds, validation
-from e2h_jax.data import arithmetic, few_shot
+from e2h_jax.data import arithmetic, few_shot, prefixes
 from e2h_jax.data.cards import Card
 from e2h_jax.data.records import read_many
 from e2h_jax.data.rewrite import rewrite
@@ -22,6 +24,7 @@ from e2h_jax.data.rollout import Rollout
 from e2h_jax.data.steps import encode_solution, split_steps
 from e2h_jax.data.storage import write_records
 from e2h_jax.data.templates import RECORD, TEMPLATES, get_template, write_template
+from e2h_jax.data.templates import few_shot as few_shot_template
 from e2h_jax.errors import UserError
 from e2h_jax.evaluation import inputs
 from e2h_jax.grading import extract_answer
@@ -144,6 +147,32 @@ def test_labels(name, tmp_path, monkeypatch):
     assert set(asked) == {answer for _, answer in rows} - {None}
 
 
+def test_labels_in_another_template_than_the_samples_are_refused(tmp_path):
+    """Else evaluation, which reads the record, would grade right what is labelled wrong."""
+    write(tmp_path, ROWS["e2h"][:3])
+    paths = {"problems": str(tmp_path / "problems.jsonl"), "samples": str(tmp_path / "samples")}
+    config = labels.defaults()
+    config.update(paths)
+    beginnings = SimpleNamespace(path=paths["problems"], samples=paths["samples"], levels=(), per_problem=0)
+
+    def both():
+        labels._Grader(config, Card(""))
+        return list(prefixes.read(beginnings, get_template(config.template), None, Card("")))
+
+    whole = both()
+    shots = few_shot_template(get_template("e2h"), [{"question": "0?", "solution": "# Answer\n\n0"}], "e2h_1shot")
+    write_template(tmp_path / "samples" / RECORD, shots)
+    assert both() == whole  # other prompts, the same solutions
+    for name in ("qwen_boxed", "math_shepherd"):
+        write_template(tmp_path / "samples" / RECORD, get_template(name))
+        for run in (lambda: labels._Grader(config, Card("")), both):
+            with pytest.raises(UserError, match=f'drawn in the template "{name}", not "e2h"; set config.template={name}'):
+                run()
+    config.update({"samples": "", "completions": paths["samples"]})
+    with pytest.raises(UserError, match="set config.template=math_shepherd"):
+        labels._Grader(config, Card(""))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_validation(name, tmp_path):
     rows, pool = ROWS[name], Pool()
@@ -173,7 +202,7 @@ def test_rewards_of_reinforcement_learning(name, tokenizers, monkeypatch):
     rows, none = ROWS[name], np.zeros(1, np.float32)
     with judge.Judge(config, mesh, tokenizers["bpe"], get_template(name)) as rewards:
         for text, answer in rows:
-            tokens = np.array([*tokenizers["bpe"].encode(text.replace("\ud800", "?"), add_special_tokens=False), 1], np.int32)
+            tokens = np.array([*tokenizers["bpe"].encode(text, add_special_tokens=False), 1], np.int32)
             rollout = Rollout(problem(0), 0, np.ones(1, np.int32), tokens, none, none, True, text)
             (shaped,) = rewards([rollout])
             assert shaped.parts["scorable"] == shaped.parts["outcome"] == (answer is not None), text
@@ -183,8 +212,11 @@ def test_rewards_of_reinforcement_learning(name, tokenizers, monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_last_score_is_0_where_there_is_no_answer(name, tokenizers):
     template = get_template(name)
+    backend = Tokenizer.from_str(tokenizers["bpe"].backend_tokenizer.to_str())
+    backend.add_special_tokens(list(template.special))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
     for text, answer in ROWS[name]:
-        encoded = encode_solution(tokenizers["bpe"], "q", text, template, add_eos=True)
+        encoded = encode_solution(tokenizer, "q", text, template, add_eos=True)
         scores = step_scores(encoded, np.zeros(len(encoded.tokens)), "separator_last")
         assert (scores[-1] == 0.0) == (answer is None), text
 
@@ -220,6 +252,39 @@ def test_rewriting_keeps_the_answer(name):
             continue
         for target in TEMPLATES.values():
             assert target.extract_answer(rewrite(text, source, target)) == answer, (text, target.name)
+
+
+@pytest.mark.parametrize("name", ["e2h", "qwen_boxed", "math_shepherd"])
+def test_a_solution_that_goes_on_from_a_beginning_is_one_text(name, tmp_path, tokenizers, monkeypatch):
+    template, rows = get_template(name), [(begun, text, answer) for begun, text, of, answer in CONTINUED if of == name]
+    expected = [answer for *_, answer in rows]
+    problems = [problem(n, answer or "none") | {"prefix": begun} for n, (begun, _, answer) in enumerate(rows)]
+    samples = [sample(n, text) for n, (_, text, _) in enumerate(rows)]
+    assert [template.extract_answer(template.whole(p, s["text"])) for p, s in zip(problems, samples, strict=True)] == expected
+
+    write_records(tmp_path / "problems.jsonl", problems)
+    write_records(tmp_path / "samples" / "samples-00000-of-00001.jsonl", samples)
+    assert evaluated(problems, tmp_path, samples=str(tmp_path / "samples"), template=name) == expected
+    if name != "math_shepherd":
+        assert evaluated(problems, tmp_path, samples=str(tmp_path / "samples")) == expected
+
+    pool = Pool()
+    rounds.judge({p["id"]: p for p in problems}, samples, name, "prod", pool)
+    config = validation.defaults()
+    config.update({"problems": str(tmp_path / "problems.jsonl"), "shown": 0})
+    found = validation.Validation(config, name, tmp_path, pool)
+    found.record(0, {s["problem_id"]: s["text"] for s in samples})
+    assert pool.answers == expected * 2
+
+    monkeypatch.setattr(judge, "GradingPool", Pool)
+    config, none = judge.defaults(), np.zeros(1, np.float32)
+    config.update({"process": "none", "format": "tiers"})
+    with judge.Judge(config, make_mesh((1, 1, 1), jax.devices()[:1]), tokenizers["bpe"], template) as rewards:
+        for (_, text, answer), asked in zip(rows, problems, strict=True):
+            tokens = np.array([*tokenizers["bpe"].encode(text, add_special_tokens=False), 1], np.int32)
+            (shaped,) = rewards([Rollout(asked, 0, np.ones(1, np.int32), tokens, none, none, True, text)])
+            assert shaped.parts["scorable"] == (answer is not None)
+        assert rewards._pool.answers == expected
 
 
 def test_labels_of_the_built_in_curriculum(tmp_path):
