@@ -48,6 +48,8 @@ def test_functions_are_left_out_by_a_comment(mutants):
     marked = mutants.marked(source, ["b"], [])
     assert marked.splitlines()[2] == ") -> int:  # pragma: no mutate block" and "def b(x, y):\n" in marked
     assert marked.endswith("return zip(x, y)\n") and marked.count("pragma") == 1
+    for only, mark in ((["b"], "  # pragma: no mutate block"), (["C"], ""), (None, "")):
+        assert mutants.marked("class C:\n    x = 1\n", only, []) == f"class C:{mark}\n    x = 1\n"
     assert mutants.marked(source, None, ["b"]).splitlines()[10] == "def b(x, y):  # pragma: no mutate block"
 
 
