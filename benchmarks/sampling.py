@@ -2,7 +2,10 @@
 
     python -m venv /tmp/tunix && /tmp/tunix/bin/pip install google-tunix==0.1.7 jax==0.10.2 flax==0.12.8
     pip install torch==2.13.0
-    python benchmarks/sampling.py --tunix=/tmp/tunix/bin/python [--models=tiny,small] [--n=1,4,16,64] [--repeats=3]
+    python benchmarks/sampling.py --tunix=/tmp/tunix/bin/python [--models=tiny,small,135m] [--n=1,4,16,64] [--repeats=3]
+
+Tokens are drawn as `e2h sample` draws them by default (temperature 0.7, of the 20 likeliest); by tunix of all, since its top-k
+needs a top-p. --temperature=1 --top_k=0: of all, by all. N = 1 is greedy. 135m has SmolLM2-135M's shape and vocabulary.
 
 Every worker is a process of its own with the model loaded; in each repetition they take turns at the same case, after one
 untimed turn of those that compile. Figures are medians over repetitions, ratios medians of ratios within a repetition.
@@ -22,6 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
+from e2h_jax.sampling import sample
+
 MODELS = {
     "tiny": dict(
         vocab_size=512, hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024, head_dim=64
@@ -29,11 +34,21 @@ MODELS = {
     "small": dict(
         vocab_size=32_000, hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=2048, head_dim=64
     ),
+    "135m": dict(
+        vocab_size=49_152,
+        hidden_size=576,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        intermediate_size=1536,
+        head_dim=64,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    ),
     "1b": dict(
         vocab_size=32_000, hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, intermediate_size=5632, head_dim=64
     ),
 }
-PROMPTS = {"tiny": 4, "small": 2, "1b": 1}
+PROMPTS = {"tiny": 4, "small": 2, "135m": 2, "1b": 1}
 HERE = Path(__file__).parent / "sampling_peers"
 
 
@@ -45,10 +60,10 @@ def make_model(name: str, folder: Path) -> Path:
     from e2h_jax.data import arithmetic
     from e2h_jax.data.tokenizer import build_tokenizer
 
-    shape = MODELS[name]
     torch.manual_seed(0)
-    kv = {"num_key_value_heads": shape["num_attention_heads"], "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
-    model = LlamaForCausalLM(LlamaConfig(**shape, **kv, tie_word_embeddings=False))
+    common = {"num_key_value_heads": MODELS[name]["num_attention_heads"], "tie_word_embeddings": False}
+    shape = common | MODELS[name] | {"max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
+    model = LlamaForCausalLM(LlamaConfig(**shape))
     model.save_pretrained(folder / name)
     build_tokenizer(arithmetic.PIECES, folder / name)
     return folder / name
@@ -87,6 +102,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", help="of torch, one worker each; default: 1, half of the cores, all")
     parser.add_argument("--new", type=int, default=256)
+    parser.add_argument("--temperature", type=float, default=sample.defaults().temperature)
+    parser.add_argument("--top_k", type=int, default=sample.defaults().top_k)
     arguments = parser.parse_args()
     sizes = [int(n) for n in arguments.n.split(",")]
     print("| model | lengths | N | system | tokens/s | ours / it | useful | limit | peak GB |")
@@ -115,7 +132,9 @@ def compare(name: str, lengths: str, n: int, arguments: argparse.Namespace, work
     vocabulary, rng = MODELS[name]["vocab_size"], np.random.default_rng(0)
     prompts = PROMPTS[name] * (1 if lengths == "equal" else 2)
     ends = rng.choice(vocabulary, vocabulary // 128, replace=False).tolist() if lengths == "skewed" else []
+    choice = {"temperature": arguments.temperature, "top_k": arguments.top_k} if n > 1 else {"temperature": 0.0, "top_k": 0}
     case = {"prompts": rng.integers(0, vocabulary, (prompts, 128)).tolist(), "n": n, "new": arguments.new, "ends": ends}
+    case |= {"choice": choice}
     figures = {system: [] for system in workers}
     for seed in range(arguments.repeats + 1):
         for system, worker in workers.items():
@@ -132,9 +151,7 @@ def compare(name: str, lengths: str, n: int, arguments: argparse.Namespace, work
             print(f"greedy decoding: the first {same} of {len(ours)} tokens are those of {system}", file=sys.stderr)
     for system, results in figures.items():
         median = lambda key, results=results: statistics.median(result[key] for result in results)  # noqa: E731
-        ratio = statistics.median(
-            ours["rate"] / its["rate"] for ours, its in zip(figures["e2h_jax"], results, strict=True)
-        )
+        ratio = statistics.median(ours["rate"] / its["rate"] for ours, its in zip(figures["e2h_jax"], results, strict=True))
         useful = statistics.median(result["tokens"] / result["computed"] for result in results)
         limit = statistics.median(r["ideal"] / r["decode"] for r in results) if "ideal" in results[0] else None
         print(

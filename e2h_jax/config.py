@@ -138,7 +138,9 @@ def _literal(text: str) -> Any:
 
 
 def check_fields(config: ConfigDict, defaults: ConfigDict, prefix: str = "config") -> None:
-    """Raises UserError naming the first field that is unknown, missing, or of another type than in `defaults`."""
+    """Raises UserError naming the first field that is unknown, missing, of another type than in `defaults`, or not finite."""
+    if found := _not_finite(config, prefix):
+        raise UserError(f"the field {found}; give a finite number.")
     if not len(defaults):
         return
     for name in config:
@@ -155,6 +157,17 @@ def check_fields(config: ConfigDict, defaults: ConfigDict, prefix: str = "config
             expected = defaults.get_type(name)
             if not (value is None and default is None) and not _fits(value, expected, default):
                 raise UserError(f'the field "{path}" is {value!r}, which is not {describe(expected, default)}.')
+
+
+def _not_finite(value: Any, path: str) -> str:
+    """Names the first number that is NaN or infinite, in groups and tuples too; "" if there is none."""
+    if isinstance(value, ConfigDict | Mapping):
+        found = (_not_finite(entry, f"{path}.{name}") for name, entry in value.items())
+    elif isinstance(value, tuple | list):
+        found = (_not_finite(entry, f"{path}[{index}]") for index, entry in enumerate(value))
+    else:
+        return f'"{path}" is {value}' if isinstance(value, float) and not math.isfinite(value) else ""
+    return next(filter(None, found), "")
 
 
 def suggest_field(name: str, prefix: str, group: ConfigDict) -> str:

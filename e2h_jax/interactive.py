@@ -27,10 +27,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from e2h_jax.config import check_fields
 from e2h_jax.data.rewrite import rewrite
 from e2h_jax.data.steps import encode_prompt, encode_solutions, split_steps
 from e2h_jax.data.templates import Template, get_template
-from e2h_jax.data.tokenizer import load_tokenizer
+from e2h_jax.data.tokenizer import decode_solution, end_ids, load_tokenizer
 from e2h_jax.errors import UserError, nearest
 from e2h_jax.evaluation.report.terminal import printable, scored_step
 from e2h_jax.evaluation.voting import aggregate
@@ -87,6 +88,7 @@ class Policy:
             room = f"the model has {config.max_length} positions"
             raise UserError(f"--max-new-tokens={asked.max_new_tokens} leaves no room for a problem: {room}; lower it.")
         try:
+            check_fields(self.config, sample.defaults())
             sample.check(self.config)
         except UserError as error:  # it names fields of the stage
             raise UserError(re.sub(r"config\.(\w+)", lambda m: f"--{m[1].replace('_', '-')}", str(error))) from None
@@ -96,8 +98,8 @@ class Policy:
         mesh = make_mesh(self.config.mesh)
         self.config.rows = asked.samples * mesh.devices.size
         graph, config, params = store.load(folder, mesh, "policy", dtype=config.dtype, param_dtype=config.dtype)
-        ends = sample.end_tokens(self.tokenizer, self.template)
-        self._kernel = sample.make_kernel(self.config, graph, config, params, mesh, ends, 0)
+        self._ends = end_ids(self.tokenizer, self.template)
+        self._kernel = sample.make_kernel(self.config, graph, config, params, mesh, self._ends, 0)
         self._stop = sample.stop_texts(self.tokenizer, self.template)
 
     def draw(self, question: str, turn: int) -> Iterator[list[tuple[str, bool]]]:
@@ -137,7 +139,7 @@ class Policy:
             yield [(self._text(tokens), ended) for tokens, ended in zip(drawn, over, strict=True)]
 
     def _text(self, tokens: list[int]) -> str:
-        return self.template.until_stop(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        return decode_solution(self.tokenizer, tokens, self.template, self._ends)
 
 
 class Judge:

@@ -14,7 +14,7 @@ from e2h_jax import main as command
 from e2h_jax.data import arithmetic
 from e2h_jax.data.steps import encode_prompt, encode_solutions, split_steps
 from e2h_jax.data.templates import get_template
-from e2h_jax.data.tokenizer import build_tokenizer
+from e2h_jax.data.tokenizer import build_tokenizer, end_ids
 from e2h_jax.errors import UserError
 from e2h_jax.models import store
 from e2h_jax.models.llama import LlamaConfig
@@ -63,7 +63,7 @@ def test_it_draws_what_the_sampler_draws(models):
     config, mesh = policy.config, interactive.make_mesh(())
     graph, model_config, params = store.load(models / "policy" / "model", mesh, "policy")
     tokens = encode_prompt(policy.tokenizer, "x=1", E2H)
-    ends = sample.end_tokens(policy.tokenizer, E2H)
+    ends = end_ids(policy.tokenizer, E2H)
     kernel = sample.make_kernel(config, graph, model_config, params, mesh, ends, len(tokens))
     kernel.compile([len(tokens)])
     drawn = [one for round_ in draw(kernel, [Request("0", tokens, range(3))]) for one in round_.drawn]
@@ -180,6 +180,7 @@ def test_a_pipe_that_is_no_text_is_one_sentence():
         (["--checkpoint={models}/reward"], "holds a reward model; give --checkpoint a policy"),
         (["--checkpoint={models}/policy", "--evaluator={models}/policy"], "holds a policy; give --evaluator a reward model"),
         (["--checkpoint={models}/policy", "--temperature=0", "--samples=2"], "--temperature=0 draws the same solution"),
+        (["--checkpoint={models}/policy", "--temperature=nan"], '"--temperature" is nan; give a finite number'),
         (["--checkpoint={models}/policy", "--samples=x"], "argument --samples: invalid int value"),
         (["--checkpoint={models}/policy", "--samples=0"], "--samples and --max-new-tokens must be at least 1"),
         (["--checkpoint={models}/policy", "--max-new-tokens=128"], "leaves no room for a problem: the model has 128 positions"),

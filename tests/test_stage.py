@@ -198,6 +198,17 @@ def test_substitute_reaches_everywhere_and_leaves_the_original():
         ({"limit": 0.5}, 'the field "config.limit" is 0.5, which is not a whole number.'),
         ({"levels": (1, "two")}, "the field \"config.levels\" is (1, 'two'), which is not a tuple of whole numbers."),
         ({"optimizer": 3}, 'the field "config.optimizer" is 3, which is not a group of fields.'),
+        ({"rate": float("nan")}, 'the field "config.rate" is nan; give a finite number.'),
+        ({"rate": float("-inf")}, 'the field "config.rate" is -inf; give a finite number.'),
+        (
+            {"optimizer": {"learning_rate": float("inf")}},
+            'the field "config.optimizer.learning_rate" is inf; give a finite number.',
+        ),
+        ({"levels": (1, float("nan"))}, 'the field "config.levels[1]" is nan; give a finite number.'),
+        (
+            {"generators": {"sft": {"share": float("nan")}}},
+            'the field "config.generators.sft.share" is nan; give a finite number.',
+        ),
         ({"rate": 1, "limit": 4, "levels": (), "generators": {"sft": {"samples": "x"}}}, None),
     ],
 )
@@ -211,6 +222,26 @@ def test_check_fields(toy, change, sentence):
     with pytest.raises(UserError) as error:
         check_fields(config, toy_config())
     assert str(error.value) == sentence
+
+
+def float_fields(group, path=""):
+    for name, value in group.items():
+        if isinstance(value, ConfigDict):
+            yield from float_fields(value, f"{path}{name}.")
+        elif group.get_type(name) is float:
+            yield f"{path}{name}"
+
+
+@pytest.mark.parametrize("name", [name for name in stage.STAGES if name != "recipe"])
+def test_no_stage_takes_a_number_that_is_not_finite(name):
+    defaults = stage.load(name).defaults()
+    stage.check_config(name, defaults)
+    for path in float_fields(defaults):
+        for value in ("nan", "inf", "-inf"):
+            config = defaults.copy_and_resolve_references().lock()
+            override(config, [f"{path}={value}"])
+            with pytest.raises(UserError, match=f'the field "config.{path}" is {value}; give a finite number'):
+                stage.check_config(name, config)
 
 
 def test_a_missing_field_is_refused(toy):

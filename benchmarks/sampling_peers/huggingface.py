@@ -13,11 +13,10 @@ def prepare(folder):
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     @torch.inference_mode()
-    def sample(prompts, n, new, ends, seed):
+    def sample(prompts, n, new, ends, seed, choice):
         torch.manual_seed(seed)
         ids = torch.tensor(prompts)
-        greedy = n == 1
-        choice = dict(do_sample=False) if greedy else dict(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+        choice = dict(do_sample=True, top_p=1.0, **choice) if choice["temperature"] else dict(do_sample=False)
         ended = dict(eos_token_id=ends, pad_token_id=ends[0]) if ends else dict(eos_token_id=None, pad_token_id=0)
         out = model.generate(
             ids, attention_mask=torch.ones_like(ids), num_return_sequences=n, max_new_tokens=new, **choice, **ended

@@ -25,13 +25,13 @@ def prepare(folder):
     graph, config, params = store.load(converted / "model", mesh, "policy", dtype="float32")
     kernels = {}
 
-    def sample(prompts, n, new, ends, seed):
+    def sample(prompts, n, new, ends, seed, choice):
         # Equal lengths: the peers' batch. Skewed ones: slots that are filled again and again, 16 a prompt for N = 64.
         rows = -(-n // 4) if ends else n
         groups = min(GROUPS, len(prompts))
-        key = (groups, rows, new, tuple(ends), n == 1)
+        key = (groups, rows, new, tuple(ends), *choice.values())
         if key not in kernels:
-            settings = Settings(new, tuple(ends) or (config.vocab_size,), temperature=float(n > 1))
+            settings = Settings(new, tuple(ends) or (config.vocab_size,), **choice)
             kernel = Kernel(
                 graph, config, params, mesh, groups=groups, rows=rows, seed=0, settings=settings, prompt_bucket=128
             )

@@ -6,14 +6,18 @@ import time
 
 
 def serve(prepare) -> None:
-    """`prepare(folder)` returns `sample(prompts, n, new, ends, seed) -> token lists, facts`; a list ends with its end token."""
+    """`prepare(folder)` returns `sample(prompts, n, new, ends, seed, choice) -> token lists, facts`.
+
+    A list ends with its end token.
+    `choice`: temperature (0 = greedy) and top_k (0 = off).
+    """
     out, sys.stdout = sys.stdout, sys.stderr
     sample = prepare(sys.argv[1])
     print("ready", file=out, flush=True)
     for line in sys.stdin:
         case = json.loads(line)
         began = time.perf_counter()
-        tokens, extra = sample(case["prompts"], case["n"], case["new"], case["ends"], case["seed"])
+        tokens, extra = sample(case["prompts"], case["n"], case["new"], case["ends"], case["seed"], case["choice"])
         seconds = time.perf_counter() - began
         with open("/proc/self/status") as status:
             peak = next(int(row.split()[1]) * 1024 for row in status if row.startswith("VmHWM"))

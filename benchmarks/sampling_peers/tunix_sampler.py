@@ -48,12 +48,13 @@ def prepare(folder):
         model = llama3_params.create_model_from_safe_tensors(folder, config, mesh, dtype=jax.numpy.float32)
     samplers = {}
 
-    def sample(prompts, n, new, ends, seed):
+    def sample(prompts, n, new, ends, seed, choice):
         size = len(prompts[0]) + new + 1
         if size not in samplers:
             cache = CacheConfig(size, config.num_layers, config.num_kv_heads, config.head_dim)
             samplers[size] = Sampler(model, Identity(), cache)
-        choice = {"temperature": 0.0} if n == 1 else {"temperature": 1.0, "top_p": 1.0}
+        temperature = choice["temperature"]
+        choice = {"temperature": temperature} if temperature == 0 else {"temperature": temperature, "top_p": 1.0}
         texts = [" ".join(map(str, prompt)) for prompt in prompts for _ in range(n)]
         with mesh:
             out = samplers[size](

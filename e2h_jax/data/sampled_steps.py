@@ -17,6 +17,7 @@ import numpy as np
 
 from e2h_jax.data.steps import EncodedSolution, split_steps
 from e2h_jax.data.templates import Template
+from e2h_jax.data.tokenizer import end_ids
 
 _PARTIAL = "\ufffd"  # what a part of a character decodes to
 
@@ -36,7 +37,12 @@ def locate(tokenizer: Any, prompt: np.ndarray, tokens: np.ndarray, template: Tem
     """
     if tokenizer not in _decoders:
         _decoders[tokenizer] = _Decoder(tokenizer)
-    text, starts, ends = _decoders[tokenizer].spans(np.asarray(tokens).tolist())
+    decoder, written = _decoders[tokenizer], np.asarray(tokens).tolist()
+    if template not in decoder.ends:
+        decoder.ends[template] = end_ids(tokenizer, template)
+    if written and written[-1] in decoder.ends[template]:  # it has no text, special token or not
+        written.pop()
+    text, starts, ends = decoder.spans(written)
     text = template.until_stop(text)
     paragraphs = template.paragraphs(text)
     closings = [paragraph.end for paragraph in paragraphs]
@@ -66,6 +72,7 @@ class _Decoder:
         self._before = tokenizer.encode("a", add_special_tokens=False)
         self._skipped = len(self._backend.decode(self._before))
         self._pieces: dict[int, str] = {}
+        self.ends: dict[Template, tuple[int, ...]] = {}  # `end_ids` of each template
 
     def _decode(self, rows: Iterable[Sequence[int]]) -> list[str]:
         return [text[self._skipped :] for text in self._backend.decode_batch([[*self._before, *row] for row in rows])]

@@ -29,6 +29,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from e2h_jax.data.templates import Template
+from e2h_jax.data.tokenizer import bos_ids
 from e2h_jax.errors import UserError, nearest
 
 READ_AT = ("separator_first", "separator_last", "min3", "last_token", "tag")
@@ -48,7 +49,7 @@ class EncodedSolution:
     """A prompt and a solution as tokens, with the token spans of the solution's steps. All arrays are int32.
 
     Attributes:
-      tokens: [T], BOS (where the tokenizer has one) + prompt + solution (+ EOS).
+      tokens: [T], BOS (where the tokenizer puts it) + prompt + solution (+ EOS).
       prompt_length: number of tokens before the solution.
       steps: [K, 2], span [start, end) of each step's text.
       separators: [K, 2], span of the blank lines after each step, [end, end) when there are none.
@@ -128,18 +129,29 @@ class _Encoder:
             backend.no_padding()
             backend.encode_special_tokens = True  # as text
         self._special = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
-        self.bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        self._bos = bos_ids(tokenizer)
+        self._bos_again = bos_ids(tokenizer, *self._bos[:1])  # of a prompt that begins with it
         self.eos = [tokenizer.eos_token_id]
         self._unknown = tokenizer.unk_token
 
     def prompts(self, questions: Iterable[str], template: Template) -> dict[str, list[int]]:
-        """Question -> BOS + ids of its prompt, each distinct question encoded once.
+        """Question -> BOS (see `bos_ids`) + ids of its prompt, each distinct question encoded once.
 
-        The template's special tokens become their ids where the tokenizer has them; a question is text whatever it holds.
+        The template's special tokens become their ids; a question is text whatever it holds.
+
+        Raises:
+          UserError: the tokenizer lacks one of the template's special tokens.
         """
+        if lacking := [token for token in template.special if token not in self._special]:
+            raise UserError(
+                f"the tokenizer has no special token {lacking[0]}{nearest(lacking[0], self._special)}, which the template "
+                f"{template.name} names; choose the template that the model was made for, or correct the template file."
+            )
         unique = list(dict.fromkeys(questions))
-        ids: list[list[int]] = [list(self.bos) for _ in unique]
-        for number, (part, special) in enumerate(_prompt_parts(template, self._special)):
+        parts = _prompt_parts(template, self._special)
+        bos = self._bos_again if [parts[0][1]] == self._bos else self._bos
+        ids: list[list[int]] = [list(bos) for _ in unique]
+        for number, (part, special) in enumerate(parts):
             if special is not None:
                 for row in ids:
                     row.append(special)
@@ -186,11 +198,10 @@ def _encoder(tokenizer: Any) -> _Encoder:
 
 def _prompt_parts(template: Template, ids: dict[str, int]) -> list[tuple[str, int | None]]:
     """The template's prompt as (text, None) and (special token, its id), in order."""
-    known = [token for token in template.special if token in ids]
-    if not known:
+    if not template.special:
         return [(template.prompt, None)]
-    parts = re.split("(" + "|".join(map(re.escape, known)) + ")", template.prompt)
-    return [(part, ids.get(part) if part in known else None) for part in parts if part]
+    parts = re.split("(" + "|".join(map(re.escape, template.special)) + ")", template.prompt)
+    return [(part, ids[part] if part in template.special else None) for part in parts if part]
 
 
 def _without_dummy_prefix(node: Any) -> Any:

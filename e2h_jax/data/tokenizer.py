@@ -1,12 +1,18 @@
 """Tokenizers: loading one, training a byte-level BPE, or building one from a list of words. All are fast tokenizers of
-`transformers`, saved as its folders, so that any other tool reads them."""
+`transformers`, saved as its folders, so that any other tool reads them.
 
+What stands in front of every prompt (`bos_ids`) and what ends a solution (`end_ids`) is decided here, for training, scoring,
+sampling and reinforcement learning alike."""
+
+import json
 import os
 import re
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from e2h_jax.data.templates import Template
 from e2h_jax.errors import UserError, nearest
 
 PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
@@ -25,10 +31,11 @@ def load_tokenizer(folder: str | Path) -> Any:
     """Loads a tokenizer from a folder, or from the Hugging Face Hub by name ("EleutherAI/llemma_7b").
 
     Returns:
-      A fast tokenizer with an EOS id; its pad id falls back to EOS; its BOS id may be None.
+      A fast tokenizer with an EOS id; its pad id falls back to EOS; its BOS id may be None. `bos_ids` and `end_ids` know what
+      the folder's other files say.
 
     Raises:
-      UserError: there is no such folder or name, or what is there has no fast tokenizer or no EOS.
+      UserError: there is no such folder or name, or what is there is damaged, or has no fast tokenizer or no EOS.
     """
     if not str(folder):
         raise UserError("tokenizer: none is given; name a folder that holds one, or a model of the Hugging Face Hub.")
@@ -40,7 +47,7 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise UserError(f"tokenizer: there is no folder {folder}{nearest(path.name, names)}.")
     try:
         tokenizer = _transformers().AutoTokenizer.from_pretrained(str(folder), local_files_only=local)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except Exception as error:  # of a damaged file it may be any
         what = "the folder holds none" if local else "there is neither a folder nor a Hub entry of this name"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"tokenizer: cannot load {folder}; {what} ({reason}).") from error
@@ -50,7 +57,84 @@ def load_tokenizer(folder: str | Path) -> Any:
         raise UserError(f"tokenizer: {folder} defines no eos_token; set it in tokenizer_config.json.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    # A model/ folder that does not say it is of an earlier version, which always put BOS in front: its model has learned that.
+    model = path / "model.json"
+    tokenizer.bos_rule = _read_json(model).get("bos", "always") if model.exists() else "tokenizer"
+    tokenizer.generation_ends = _generation_ends(path / "generation_config.json")
+    stated = _stated_bos(tokenizer, str(folder), local)
+    if tokenizer.bos_rule == "tokenizer" and stated is not None and stated != bool(bos_ids(tokenizer)):
+        tokenizer.add_bos_token = stated  # rewrites the post-processor
     return tokenizer
+
+
+def bos_ids(tokenizer: Any, first: int | None = None) -> list[int]:
+    """What stands in front of a prompt: what the tokenizer itself puts in front of a text, [BOS] or [].
+
+    Args:
+      first: the special token that the prompt begins with, None = text. A prompt that begins with BOS gets no second one.
+    """
+    if getattr(tokenizer, "bos_rule", "") == "always":
+        return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    encoding = tokenizer.backend_tokenizer.encode("a", add_special_tokens=True)
+    marks = zip(encoding.ids, encoding.special_tokens_mask, encoding.attention_mask, strict=True)
+    unpadded = ((index, special) for index, special, attended in marks if attended)
+    found = [index for index, _ in takewhile(lambda mark: mark[1], unpadded)]
+    return [] if found == [first] else found
+
+
+def end_ids(tokenizer: Any, template: Template) -> tuple[int, ...]:
+    """Ids at which a solution ends, EOS first: those of the generation config, and the template's stop texts that are tokens
+    of their own (<|im_end|>, say). Decoders drop special tokens, so no text tells of them afterwards."""
+    added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
+    others = {added[text] for text in template.stop if text in added} | set(getattr(tokenizer, "generation_ends", ()))
+    return (tokenizer.eos_token_id, *sorted(others - {tokenizer.eos_token_id}))
+
+
+def decode_solution(tokenizer: Any, tokens: Sequence[int], template: Template, ends: Sequence[int]) -> str:
+    """The text of sampled tokens, up to a stop text: without the one of `ends` that ended it, and without special tokens."""
+    tokens = tokens[:-1] if len(tokens) and tokens[-1] in ends else tokens
+    return template.until_stop(tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def _stated_bos(tokenizer: Any, folder: str, local: bool) -> bool | None:
+    """Whether a text begins with BOS, said outside tokenizer.json, to which alone `transformers` listens; None = not said.
+
+    The field `add_bos_token` says it, which its earlier versions obeyed; without a word, Llama's SentencePiece files meant yes.
+    And tokenizers that our earlier versions made (`_save`) were used with BOS, without saying so.
+    """
+    if tokenizer.bos_token_id is None:
+        return None
+    path = Path(folder) / "tokenizer_config.json"
+    if not local:
+        import huggingface_hub
+
+        cached = huggingface_hub.try_to_load_from_cache(folder, path.name)
+        path = Path(cached) if isinstance(cached, str) else path
+    stated = _read_json(path).get("add_bos_token") if path.is_file() else None
+    if isinstance(stated, bool):
+        return stated
+    sentencepiece = path.with_name("tokenizer.model").exists() and not path.with_name("tokenizer.json").exists()
+    return True if sentencepiece or tokenizer.convert_ids_to_tokens([0, 1, 2]) == [PAD, BOS, EOS] else None
+
+
+def _generation_ends(path: Path) -> tuple[int, ...]:
+    """The ids in `eos_token_id` of a generation config."""
+    ids = _read_json(path).get("eos_token_id") if path.exists() else None
+    ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    for token in ids:
+        if not isinstance(token, int) or isinstance(token, bool) or token < 0:
+            raise UserError(f"{path}: eos_token_id holds {token!r}; make it the id of a token, or a list of such ids.")
+    return tuple(ids)
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); write it anew.") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path} is damaged (it holds no object); write it anew.")
+    return document
 
 
 def check_vocab_size(size: int) -> None:
@@ -118,6 +202,7 @@ def _save(backend: Any, folder: str | Path, unk_token: str | None) -> Any:
         eos_token=EOS,
         pad_token=PAD,
         unk_token=unk_token,
+        add_bos_token=True,
         clean_up_tokenization_spaces=False,
     )
     tokenizer.save_pretrained(str(folder))

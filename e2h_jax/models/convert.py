@@ -128,6 +128,8 @@ def _import(config: ml_collections.ConfigDict, target: Path) -> dict:
     }
     with _written_whole(target, config, summary) as partial:
         hub.copy_texts(folder, partial)
+        if text.get("eos_token_id") is not None and not (partial / "generation_config.json").exists():  # then config.json rules
+            (partial / "generation_config.json").write_text(json.dumps({"eos_token_id": text["eos_token_id"]}) + "\n")
         written = arrays.create(partial / "params", shapes)
         for name, array in head.items():
             arrays.write(written[name], array)

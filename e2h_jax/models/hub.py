@@ -74,6 +74,15 @@ def copy_texts(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
+def write_generation(folder: Path, tokenizer: Any) -> None:
+    """Writes a generation config if solutions end at other ids besides EOS, as the one that the tokenizer came with says."""
+    ends = [index for index in getattr(tokenizer, "generation_ends", ()) if index != tokenizer.eos_token_id]
+    if ends:
+        ids = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        text = json.dumps(ids | {"eos_token_id": [tokenizer.eos_token_id, *ends]}, indent=2)
+        (folder / "generation_config.json").write_text(text + "\n", encoding="utf-8")
+
+
 def special_ids(folder: Path) -> dict[str, Any]:
     """{"eos_token_id": …, …} of a folder: what its generation config says, and of what it does not say, the tokenizer's."""
     ids = {}

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from orbax.checkpoint import v1 as ocp
 
 from e2h_jax.errors import UserError
-from e2h_jax.models import arrays
+from e2h_jax.models import arrays, hub
 from e2h_jax.models import quantize as quantization
 from e2h_jax.models.heads import RewardModel
 from e2h_jax.models.llama import REMAT_POLICIES, Llama, LlamaConfig
@@ -64,12 +64,13 @@ def save(folder: Path, kind: str, config: LlamaConfig, params: nnx.State, tokeni
         ocp.save((folder / "params").absolute(), nnx.to_pure_dict(params), overwrite=True)
     if jax.process_index() == 0:
         tokenizer.save_pretrained(folder)
-        save_description(folder, kind, config, reads)
+        hub.write_generation(folder, tokenizer)
+        save_description(folder, kind, config, reads, getattr(tokenizer, "bos_rule", "tokenizer"))
 
 
-def save_description(folder: Path, kind: str, config: LlamaConfig, reads: dict | None = None) -> None:
-    """Writes `model.json`."""
-    description = {"kind": kind, "config": dataclasses.asdict(config)}
+def save_description(folder: Path, kind: str, config: LlamaConfig, reads: dict | None = None, bos: str = "tokenizer") -> None:
+    """Writes `model.json`. `bos`: how prompts begin, see `load_tokenizer`."""
+    description = {"kind": kind, "config": dataclasses.asdict(config), "bos": bos}
     text = json.dumps(description | ({"reads": reads} if reads else {}), indent=2)
     temporary = folder / "model.json.tmp"
     temporary.write_text(text + "\n")

@@ -21,7 +21,7 @@ from e2h_jax.data.rollout import Rollout
 from e2h_jax.data.sampled_steps import locate
 from e2h_jax.data.steps import READ_AT, EncodedSolution, check_tag, encode_solutions, split_steps
 from e2h_jax.data.templates import Template, get_template
-from e2h_jax.data.tokenizer import load_tokenizer
+from e2h_jax.data.tokenizer import end_ids, load_tokenizer
 from e2h_jax.errors import UserError, naming, nearest
 from e2h_jax.grading.pool import GradingPool
 from e2h_jax.models import store
@@ -124,8 +124,8 @@ class Judge:
         return [shaping.shape(self._config, template, *row) for row in rows]
 
     def _by_original_rules(self, rollouts: Sequence[Rollout]) -> list[Shaped]:
-        eos = self._tokenizer.eos_token_id
-        responses = [rollout.tokens[:-1] if rollout.tokens[-1] == eos else rollout.tokens for rollout in rollouts]
+        ends = end_ids(self._tokenizer, self._template)
+        responses = [rollout.tokens[:-1] if rollout.tokens[-1] in ends else rollout.tokens for rollout in rollouts]
         steps: list[list[original.StepPair]] = [[] for _ in rollouts]
         if self._model:
             pairs = zip(rollouts, responses, strict=True)

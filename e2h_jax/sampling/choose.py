@@ -37,7 +37,8 @@ def choose(logits: jax.Array, uniform: jax.Array, settings: Settings) -> tuple[j
     tempered = logits / settings.temperature
     if 0 < settings.top_k < logits.shape[-1]:  # everything else happens among the k candidates, which come sorted
         candidates, ids = jax.lax.top_k(tempered, settings.top_k)
-        weights = jnp.exp(candidates - candidates[..., :1])
+        # Not `candidates[..., :1]`: XLA takes a slice of top_k's result for a sign to sort the whole vocabulary.
+        weights = jnp.exp(candidates - tempered.max(-1, keepdims=True))
         if settings.top_p < 1:
             before = jnp.cumsum(weights, axis=-1) - weights
             weights = jnp.where(before < settings.top_p * weights.sum(-1, keepdims=True), weights, 0.0)

@@ -12,8 +12,9 @@ from jax.sharding import Mesh
 from e2h_jax.data.rollout import Rollout
 from e2h_jax.data.steps import encode_continuations
 from e2h_jax.data.templates import Template
+from e2h_jax.data.tokenizer import decode_solution, end_ids
 from e2h_jax.models.llama import LlamaConfig
-from e2h_jax.sampling.sample import end_tokens, make_kernel, stop_texts
+from e2h_jax.sampling.sample import make_kernel, stop_texts
 from e2h_jax.sampling.scheduler import Request, draw
 
 
@@ -42,8 +43,8 @@ class Sampler:
             for problem, encoded in zip(problems, prompts, strict=True)
         }
         lengths = [len(prompt) for prompt in self.prompts.values()]
-        ends = end_tokens(tokenizer, template)
-        self.kernel = make_kernel(config, graph, model_config, params, mesh, ends, max(lengths, default=0))
+        self._ends = end_ids(tokenizer, template)
+        self.kernel = make_kernel(config, graph, model_config, params, mesh, self._ends, max(lengths, default=0))
         self.kernel.compile(lengths)
 
     def draw(
@@ -64,7 +65,6 @@ class Sampler:
         for problem in problems:
             for sample in samples:
                 drawn = found[problem["id"], sample]
-                text = self.tokenizer.decode(drawn.tokens, skip_special_tokens=True)
                 rollouts.append(
                     Rollout(
                         problem=problem,
@@ -74,7 +74,7 @@ class Sampler:
                         logprobs=drawn.logprobs,
                         sampling_logprobs=drawn.sampling_logprobs,
                         stopped=drawn.stopped,
-                        text=self.template.until_stop(text),
+                        text=decode_solution(self.tokenizer, drawn.tokens, self.template, self._ends),
                     )
                 )
         kept, seconds = sum(len(rollout.tokens) for rollout in rollouts), time.perf_counter() - began

@@ -8,6 +8,7 @@ missing. On several hosts each writes the samples of its own rows.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -25,7 +26,7 @@ from e2h_jax.data.records import read_many, select_levels
 from e2h_jax.data.steps import encode_continuations
 from e2h_jax.data.storage import ShardWriter, as_json, check_same, digest
 from e2h_jax.data.templates import RECORD, Template, get_template
-from e2h_jax.data.tokenizer import load_tokenizer
+from e2h_jax.data.tokenizer import decode_solution, end_ids, load_tokenizer
 from e2h_jax.errors import UserError
 from e2h_jax.metrics import MetricsWriter
 from e2h_jax.models import store
@@ -98,7 +99,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
                 requests.append(Request(problem["id"], tokens, missing))
         began = time.perf_counter()
         lengths = [len(request.tokens) for request in requests]
-        ends = end_tokens(tokenizer, template)
+        ends = end_ids(tokenizer, template)
         kernel = make_kernel(config, graph, model_config, params, mesh, ends, max(lengths, default=0), taken=True)
         kernel.compile(lengths)
         roofline = Roofline(kernel)
@@ -114,7 +115,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
             ) as bar,
         ):
             for round_ in draw(kernel, requests, stop_texts(tokenizer, template)):
-                writer.write(_records([d for d in round_.drawn if d.group in mine], tokenizer, template))
+                writer.write(_records([d for d in round_.drawn if d.group in mine], tokenizer, template, ends))
                 sums["kept"] += sum(len(drawn.tokens) for drawn in round_.drawn)
                 sums["stopped"] += sum(drawn.stopped for drawn in round_.drawn)
                 sums["computed"] += round_.steps * kernel.groups * kernel.rows
@@ -254,35 +255,33 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError("config.samples, config.rows, config.max_new_tokens and config.prompt_bucket must be at least 1")
     if config.rows_per_prompt < 0:
         raise UserError("config.rows_per_prompt must be at least 0 (0 = chosen)")
-    if config.temperature < 0 or not 0 < config.top_p <= 1 or config.top_k < 0 or not 0 <= config.min_p < 1:
+    positive = 0 <= config.temperature < math.inf and 0 <= config.top_k  # NaN is neither
+    if not (positive and 0 < config.top_p <= 1 and 0 <= config.min_p < 1):
         raise UserError("config.temperature and config.top_k must be >= 0, config.top_p in (0, 1] and config.min_p in [0, 1)")
     if config.temperature == 0 and config.samples > 1:
         raise UserError("config.temperature=0 draws the same solution every time; set config.samples=1")
 
 
-def _records(drawn: list[Drawn], tokenizer, template: Template) -> list[dict]:
-    texts = [tokenizer.decode(sample.tokens, skip_special_tokens=True) for sample in drawn]
+def _records(drawn: list[Drawn], tokenizer, template: Template, ends: tuple[int, ...]) -> list[dict]:
     return [
         {
             "problem_id": sample.problem_id,
             "sample": sample.sample,
-            "text": template.until_stop(text),
+            "text": decode_solution(tokenizer, sample.tokens, template, ends),
             "finish": "stop" if sample.stopped else "length",
             "logprob": float(sample.logprobs.astype(np.float64).sum()),
         }
-        for sample, text in zip(drawn, texts, strict=True)
+        for sample in drawn
     ]
 
 
-def end_tokens(tokenizer, template: Template) -> tuple[int, ...]:
-    """EOS, and the template's stop texts that are special tokens (such as <|im_end|>): the device stops at them."""
-    special = {tokenizer.convert_ids_to_tokens(i): i for i in tokenizer.all_special_ids}
-    return (tokenizer.eos_token_id, *sorted({special[s] for s in template.stop if s in special} - {tokenizer.eos_token_id}))
-
-
 def stop_texts(tokenizer, template: Template) -> Callable[[np.ndarray], int | None] | None:
-    """For `draw`: how many tokens of a row to keep, up to the one that completes a stop text; None where there is none yet."""
-    stops = [text for text in template.stop if text not in tokenizer.all_special_tokens]
+    """For `draw`: how many tokens of a row to keep, up to the one that completes a stop text; None where there is none yet.
+
+    Stop texts that are tokens of their own are left out: rows end at those on the device, see `end_ids`.
+    """
+    ended = {tokenizer.convert_ids_to_tokens(index) for index in end_ids(tokenizer, template)}
+    stops = [text for text in template.stop if text not in ended]
     if not stops:
         return None
     # A row is asked about after every dispatch, so the end of it is enough: a byte of a stop text is one token at most.

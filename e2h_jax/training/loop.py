@@ -115,6 +115,8 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         counts = {name.replace("weights", "tokens"): total for name, total in totals.items()}  # trained on in this batch
+        tokens = jnp.count_nonzero(batch["segment_ids"])  # without padding
+        counts |= {"tokens": tokens, "padding": 1 - tokens / batch["segment_ids"].size}
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **sums, **counts}
         return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -152,19 +154,19 @@ def train(
         writer = MetricsWriter(workdir, resume_step=start, enabled=jax.process_index() == 0)
         bar = tqdm(total=steps, initial=start, unit="step", desc=workdir.name, disable=jax.process_index() > 0)
         last: dict[str, float] = writer.last
-        tokens, began = 0, time.perf_counter()
+        tokens, began = [0], time.perf_counter()  # their sum is the number of tokens trained on; the last are on the device
         pending, finite = None, FiniteCheck(workdir)  # metrics are read one step late, so the device never waits for the host
         with writer, bar:
             for step in range(start + 1, steps + 1):
                 own = next(iterator)
                 batch = {name: jax.make_array_from_process_local_data(sharding, array) for name, array in own.items()}
-                tokens += batch["tokens"].size
                 state, metrics = train_step(state, batch)
                 finite.add(step, metrics, own)
                 if pending is not None:
                     finite.until(step - 1)
-                    last = _log(writer, bar, *pending, tokens / (time.perf_counter() - began))
+                    last = _log(writer, bar, *pending, tokens, began)
                     pending = None
+                tokens.append(metrics["tokens"])
                 if step % config.log_every == 0 or step == steps:
                     pending = (step, metrics)
                 bar.update()
@@ -173,7 +175,7 @@ def train(
                     # First its metrics: a resumed run does not write them again, nor may it resume from a broken state.
                     finite.until(step)
                     if pending is not None:
-                        last = _log(writer, bar, *pending, tokens / (time.perf_counter() - began))
+                        last = _log(writer, bar, *pending, tokens, began)
                         pending = None
                     checkpoints.save(step, state, iterator)
                 if signal_number:
@@ -183,9 +185,11 @@ def train(
     return state, last | {"steps": steps}
 
 
-def _log(writer: MetricsWriter, bar: tqdm, step: int, metrics: Batch, rate: float) -> dict[str, float]:
-    values = {name: float(np.asarray(value)) for name, value in metrics.items()}
-    values["tokens_per_second"] = rate
+def _log(writer: MetricsWriter, bar: tqdm, step: int, metrics: Batch, tokens: list, began: float) -> dict[str, float]:
+    """Logs a step that has ended; `tokens` are those of all steps up to it, and become one number."""
+    values = {name: float(np.asarray(value)) for name, value in metrics.items() if name != "tokens"}
+    tokens[:] = [sum(map(int, tokens))]
+    values["tokens_per_second"] = rate = tokens[0] / (time.perf_counter() - began)
     writer.write(step, values)
     bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:,.0f} tokens/s")
     return values

@@ -1,12 +1,13 @@
 """Tokenizers of many kinds, built once per test process."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from e2h_jax.data.tokenizer import build_tokenizer, train_bpe
+from e2h_jax.data.tokenizer import build_tokenizer, load_tokenizer, train_bpe
 
 PIECES = (
     "# Question\n\n",
@@ -77,11 +78,12 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
-def llama2(shared_data: Path) -> object:
+def llama2(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> object:
     """The SentencePiece tokenizer of Llama 2 (byte fallback, dummy prefix)."""
     file = shared_data / "tokenizers" / "llama2_tokenizer.model"
     if not file.is_file():
         pytest.skip(f"no {file}")
-    from transformers import LlamaTokenizer
-
-    return LlamaTokenizer.from_pretrained(str(file))
+    folder = tmp_path_factory.mktemp("llama2")
+    shutil.copyfile(file, folder / "tokenizer.model")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    return load_tokenizer(folder)

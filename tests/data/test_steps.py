@@ -309,7 +309,7 @@ def test_a_new_tokenizer_is_not_mistaken_for_an_old_one_and_keeps_its_settings(t
     before = tokenizers.bpe.backend_tokenizer.to_str()
     encode_solution(tokenizers.bpe, "q", "</s>", TEMPLATE, add_eos=True)
     assert tokenizers.bpe.backend_tokenizer.to_str() == before
-    assert tokenizers.bpe.encode("</s>") == [tokenizers.bpe.eos_token_id]
+    assert tokenizers.bpe.encode("</s>") == [tokenizers.bpe.bos_token_id, tokenizers.bpe.eos_token_id]
 
 
 def test_27000_short_solutions_take_seconds(tokenizers):

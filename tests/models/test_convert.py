@@ -142,6 +142,13 @@ def test_the_tokenizer_and_the_generation_config_travel_along(make_hub, run_conv
     assert text["eos_token_id"] == [2, 5] and text["architectures"] == ["Qwen2ForCausalLM"] and text["torch_dtype"] == "float32"
 
 
+def test_without_a_generation_config_config_json_says_what_ends_a_solution(make_hub, run_convert, tmp_path):
+    make_hub(tmp_path / "hub", "qwen2", eos_token_id=[2, 5])
+    (tmp_path / "hub/generation_config.json").unlink()
+    run_convert(tmp_path / "hub", tmp_path)
+    assert load_tokenizer(tmp_path / "model").generation_ends == (2, 5)
+
+
 def test_another_dtype_and_a_cropped_vocabulary(make_hub, run_convert, tmp_path):
     tensors = make_hub(tmp_path / "hub", "llama_padded")
     run_convert(tmp_path / "hub", tmp_path, dtype="bfloat16", vocab_size=48)

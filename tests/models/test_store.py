@@ -138,9 +138,29 @@ def test_a_mesh_that_does_not_fit_the_model(saved):
 def test_what_is_on_disk(saved, tokenizer):
     folder, _ = saved["reward"]
     description = json.loads((folder / "model.json").read_text())
-    assert description == {"kind": "reward", "config": dataclasses.asdict(SHAPE)}
+    assert description == {"kind": "reward", "config": dataclasses.asdict(SHAPE), "bos": "tokenizer"}
+    assert not (folder / "generation_config.json").exists()
     assert not list(folder.glob("*.tmp"))
     assert load_tokenizer(folder).get_vocab() == tokenizer.get_vocab()
+
+
+def test_what_is_known_of_bos_and_end_tokens_goes_from_model_to_model(tmp_path, tokenizer):
+    """As when a model of the Hub is trained: the ids of its generation config end solutions of the new one, too."""
+    mesh, first, second = make_mesh((1, 8, 1)), tmp_path / "first", tmp_path / "second"
+    params = random_params("policy", SHAPE, mesh)
+    store.save(first, "policy", SHAPE, params, tokenizer)
+    description = json.loads((first / "model.json").read_text())
+    (first / "generation_config.json").write_text('{"eos_token_id": [7, 2]}')
+    for bos in ("tokenizer", None):  # None: as an earlier version wrote it
+        (first / "model.json").write_text(
+            json.dumps({"kind": "policy", "config": description["config"]} | ({"bos": bos} if bos else {}))
+        )
+        store.save(second, "policy", SHAPE, params, load_tokenizer(first))
+        assert json.loads((second / "model.json").read_text())["bos"] == (bos or "always")
+        again = load_tokenizer(second)
+        assert again.bos_rule == (bos or "always") and sorted(again.generation_ends) == [2, 7]
+        ids = json.loads((second / "generation_config.json").read_text())
+        assert ids == {"bos_token_id": 1, "pad_token_id": 0, "eos_token_id": [2, 7]}
 
 
 def test_saving_again_replaces(tmp_path, tokenizer):

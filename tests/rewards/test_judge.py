@@ -15,7 +15,7 @@ from e2h_jax.rewards import original, shaping
 from e2h_jax.rewards.judge import Judge, align
 from e2h_jax.rewards.shaping import Verdict
 
-E2H, BOXED = get_template("e2h"), get_template("qwen_boxed")
+E2H, BOXED = get_template("e2h"), get_template("deepseek_boxed")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def world(tmp_path_factory, judge, judge_of, tokenizers, llama2_like):
     for name, model, reads in (
         ("same", judge, None),
         ("bpe", bpe, {"template": "e2h", "read_at": "min3"}),
-        ("boxed", bpe, {"template": "qwen_boxed", "read_at": "last_token"}),
+        ("boxed", bpe, {"template": "deepseek_boxed", "read_at": "last_token"}),
         ("lines", lines, None),
     ):
         store.save(folder / name, "reward", model.config, model.params, model.tokenizer, reads)

@@ -11,6 +11,8 @@ from answer_cases import ANY, CASES, CONTINUED, TAGGED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from e2h_jax import interactive
 from e2h_jax.algorithms import rounds, validation
@@ -210,8 +212,11 @@ def test_rewards_of_reinforcement_learning(name, tokenizers, monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_last_score_is_0_where_there_is_no_answer(name, tokenizers):
     template = get_template(name)
+    backend = Tokenizer.from_str(tokenizers["bpe"].backend_tokenizer.to_str())
+    backend.add_special_tokens(list(template.special))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
     for text, answer in ROWS[name]:
-        encoded = encode_solution(tokenizers["bpe"], "q", text, template, add_eos=True)
+        encoded = encode_solution(tokenizer, "q", text, template, add_eos=True)
         scores = step_scores(encoded, np.zeros(len(encoded.tokens)), "separator_last")
         assert (scores[-1] == 0.0) == (answer is None), text
 

@@ -1,5 +1,6 @@
 """A tiny policy with random weights: about one in forty tokens is EOS, so solutions stop at all lengths."""
 
+import re
 from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 
@@ -97,6 +98,12 @@ def bits(drawn: dict[tuple[str, int], Drawn]) -> dict[tuple[str, int], tuple]:
     }
 
 
+def sorts(compiled: str, vocabulary: int) -> list[str]:
+    """The instructions of a compiled program that sort along a dimension of the vocabulary's size or more."""
+    found = re.finditer(r"= \(?\w+\[([\d,]+)\].* sort\(.*dimensions=\{(\d+)\}", compiled)
+    return [match[0] for match in found if int(match[1].split(",")[int(match[2])]) >= vocabulary]
+
+
 @pytest.fixture(scope="session")
 def policy() -> Policy:
     return Policy()
@@ -104,4 +111,4 @@ def policy() -> Policy:
 
 @pytest.fixture(scope="session")
 def tools() -> SimpleNamespace:
-    return SimpleNamespace(policy=Policy, prompts_of=prompts_of, bits=bits, bucket=BUCKET, eos=EOS)
+    return SimpleNamespace(policy=Policy, prompts_of=prompts_of, bits=bits, bucket=BUCKET, eos=EOS, sorts=sorts)

@@ -91,12 +91,35 @@ def test_the_nucleus_threshold_is_that_of_a_sort(top_p):
         assert threshold == pytest.approx(expected, rel=1e-3) and threshold in row
 
 
-def test_no_sort_of_the_vocabulary():
-    x, u = jnp.zeros((4, 5000)), jnp.zeros(4)
-    for settings in ({"top_p": 0.9}, {"min_p": 0.1}, {}):
-        assert (
-            "stablehlo.sort" not in jax.jit(lambda x, u, s=settings: choose(x, u, Settings(1, (0,), **s))).lower(x, u).as_text()
-        )
+@pytest.mark.parametrize("shape", [(6,), (2, 3)], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 0.0},
+        {"top_k": 20},
+        {"top_k": 1},
+        {"top_k": 20, "top_p": 0.9},
+        {"top_k": 20, "min_p": 0.1},
+        {"top_k": 20, "top_p": 0.9, "min_p": 0.1},
+        {"top_p": 0.9},
+        {"top_p": 0.9, "min_p": 0.1},
+        {"min_p": 0.1},
+    ],
+    ids=str,
+)
+def test_no_sort_of_the_vocabulary(settings, shape, tools):
+    """In the compiled program: whether XLA sorts for `top_k`, or keeps k candidates, hangs on what is done with its result."""
+    logits, uniforms = jnp.zeros((*shape, 5000)), jnp.zeros(shape)
+    program = jax.jit(lambda x, u: choose(x, u, Settings(1, (0,), **{"temperature": 0.7} | settings))).lower(logits, uniforms)
+    assert not tools.sorts(program.compile().as_text(), 5000)
+
+
+def test_a_sort_of_the_vocabulary_is_seen(tools):
+    """What the sampler did before: a slice of the candidates."""
+    largest = lambda x: (found := jax.lax.top_k(x, 20)[0]) - found[..., :1]  # noqa: E731
+    for program in (largest, jnp.sort, jnp.argsort):
+        assert tools.sorts(jax.jit(program).lower(jnp.zeros((4, 5000))).compile().as_text(), 5000)
 
 
 def test_a_rows_key_depends_on_seed_problem_and_sample_alone():

@@ -106,6 +106,14 @@ def test_a_program_that_was_not_compiled_is_an_error(policy):
         kernel.prefill(0, np.zeros((1, 256), np.int32), np.ones(1, np.int32), np.zeros(1, np.int32))
 
 
+def test_no_program_sorts_the_vocabulary(policy, tools):
+    kernel = policy.kernel(6, 8, **RESTRICTED)
+    kernel.compile(LENGTHS)
+    texts = [program.as_text() for program in kernel.programs.values()]
+    assert any("TopK" in text for text in texts)
+    assert not any(tools.sorts(text, VOCABULARY) for text in texts)
+
+
 def test_pairs_of_tokens_have_the_restricted_models_frequencies(policy):
     """Both tokens at once: also a random stream that repeats itself from token to token would show."""
     prompt, count, settings = np.array([5, 9, 30, 11], np.int32), 6000, {"temperature": 0.7, "top_k": 5, "top_p": 0.9}

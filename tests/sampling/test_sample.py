@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import jax
 import pytest
@@ -15,7 +16,7 @@ from e2h_jax.data import arithmetic
 from e2h_jax.data.records import read_many
 from e2h_jax.data.storage import write_records
 from e2h_jax.data.templates import get_template, recorded_template, write_template
-from e2h_jax.data.tokenizer import build_tokenizer
+from e2h_jax.data.tokenizer import build_tokenizer, load_tokenizer
 from e2h_jax.errors import UserError
 from e2h_jax.models import store
 from e2h_jax.models.llama import LlamaConfig
@@ -167,6 +168,30 @@ def test_another_seed_draws_other_samples(world, uninterrupted, tmp_path):
     assert len(same) < 5
 
 
+def test_end_tokens_without_a_name_end_a_solution(world, tmp_path):
+    """<|turn|> stands among the added tokens alone, as Llama 3's <|eot_id|>: a template's stop text or the generation config
+    names it. Where nothing does, the decoder drops it, and what follows is glued on."""
+    tokenizer = load_tokenizer(world / "tokenizer")
+    tokenizer.backend_tokenizer.add_special_tokens(["<|turn|>"])
+    shape = dict(width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=48, max_length=160)
+    config, mesh = LlamaConfig(len(tokenizer), **shape), make_mesh(ALL, jax.devices()[:1])
+    model = tmp_path / "model"
+    store.save(model, "policy", config, store.create("policy", config, mesh, seed=3)[1], tokenizer)
+    write_template(tmp_path / "turns.json", replace(get_template("e2h"), name="turns", stop=("<|turn|>",)))
+
+    def drawn(name, template="e2h"):
+        fields = {"model": str(model), "template": template, "limit": 4, "max_new_tokens": 40}
+        summary = stage.execute("sample", config_of(world, **fields), tmp_path / name)
+        return summary["stopped"], {(r["problem_id"], r["sample"]): r["text"] for r in read_many(tmp_path / name, "sample")}
+
+    glued = drawn("glued")
+    stopped = drawn("stopped", str(tmp_path / "turns.json"))
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, len(tokenizer) - 1]}))
+    assert drawn("listed") == stopped
+    assert all(glued[1][key].startswith(text) for key, text in stopped[1].items()) and stopped[0] > glued[0] + 0.2
+    assert sum(glued[1][key] != text for key, text in stopped[1].items()) > 10
+
+
 def test_greedy(world, tmp_path):
     stage.execute("sample", config_of(world, samples=1, temperature=0.0), tmp_path / "greedy")
     records = read_many(tmp_path / "greedy", "sample")
@@ -178,6 +203,8 @@ def test_greedy(world, tmp_path):
     [
         ({"temperature": 0.0}, r"temperature=0 draws the same solution every time; set config\.samples=1"),
         ({"temperature": -0.5}, r"config\.temperature"),
+        ({"temperature": float("nan")}, r"config\.temperature and config\.top_k must be >= 0"),
+        ({"min_p": float("nan")}, r"config\.min_p in \[0, 1\)"),
         ({"top_p": 0.0}, r"config\.top_p in \(0, 1\]"),
         ({"top_p": 1.5}, r"config\.top_p in \(0, 1\]"),
         ({"top_k": -1}, r"config\.top_k must be >= 0"),

@@ -67,6 +67,11 @@ def test_prefill_never_has_the_scores_of_all_pairs_of_tokens(kernel):
     assert "splash_mha_fwd" in text and not re.search(r"f32\[(\d+,)+128,128\]", text)
 
 
+def test_top_p_does_not_sort_the_vocabulary(kernel, tools):
+    """`top_k` alone does, there: TPU's compiler has no other way for it."""
+    assert not tools.sorts(kernel.programs["decode", 1, 1].as_text(), VOCABULARY // 2)
+
+
 def test_decoding_does_not_turn_weights(kernel):
     """A device has [128 inputs, 2 or 1 heads, 128] of q, k and v and [128 inputs, 320] of gate and up; kept so, they would be
     copied to the layout that products read."""

@@ -57,13 +57,32 @@ def test_what_is_logged(tiny, one_device):
     found, params, summary = one_device
     assert [x["step"] for x in found] == list(range(1, summary["steps"] + 1))
     assert set(found[0]) == {
-        "step", "time", "loss", "grad_norm", "token_accuracy", "loss_tokens", "tokens_per_second"
+        "step", "time", "loss", "grad_norm", "token_accuracy", "loss_tokens", "padding", "tokens_per_second"
     }  # fmt: skip
     # Every weighted token of every example is counted once an epoch.
     assert sum(x["loss_tokens"] for x in found) == 5 * sum(float(e["loss_weights"].sum()) for e in tiny.examples)
     assert found[0]["loss"] == pytest.approx(np.log(16), abs=1.0)
     assert np.mean([x["loss"] for x in found[-4:]]) < 0.75 * found[0]["loss"]
     assert summary["loss"] == found[-1]["loss"]
+
+
+@pytest.mark.parametrize("log_every", [1, 3])
+def test_tokens_per_second_leaves_out_padding(tiny, tmp_path, monkeypatch, log_every):
+    """By a clock that says two seconds whenever a step is logged."""
+    mesh, config = mesh_of((2, 2, 2)), tiny.config(log_every=log_every, checkpoint_every=4)
+    config.length = 32  # a third of the last batch and the ends of rows are padding
+    dataset, steps = packed_batches(tiny.examples, length=32, batch_size=8, seed=0, epochs=1)
+    tokens = np.array([np.count_nonzero(batch["segment_ids"]) for batch in dataset])
+    assert len(tokens) == steps >= 3 and tokens.sum() == sum(len(example["tokens"]) for example in tiny.examples)
+    clock = iter([10.0])
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: next(clock, 12.0))
+    summary = loop.fit(tmp_path, config, mesh, tiny.params(mesh), tiny.loss_fn, tiny.examples)[1]
+    logged = lines(tmp_path)
+    numbers = [line["step"] for line in logged]
+    assert numbers == sorted({*range(log_every, steps + 1, log_every), steps})
+    assert [2 * line["tokens_per_second"] for line in logged] == [tokens[:step].sum() for step in numbers]
+    np.testing.assert_allclose([line["padding"] for line in logged], 1 - tokens[np.array(numbers) - 1] / (8 * 32), atol=1e-6)
+    assert 2 * summary["tokens_per_second"] == tokens.sum() and "tokens" not in summary
 
 
 @pytest.fixture(scope="module")

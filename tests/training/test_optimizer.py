@@ -148,7 +148,7 @@ def test_frozen_parameters_stay_bitwise_take_no_memory_and_survive_a_checkpoint(
         error = (batch["tokens"] @ params["trunk"]["q"][...] @ params["head"][...] - 1.0) ** 2
         return (error * batch["loss_weights"]).sum(), {}
 
-    batch = {"tokens": jnp.ones((8, 8)), "loss_weights": jnp.ones((8,))}
+    batch = {"tokens": jnp.ones((8, 8)), "loss_weights": jnp.ones((8,)), "segment_ids": jnp.ones((8, 8), jnp.int32)}
     step = make_train_step(loss_fn, transform, state)
     with jax.set_mesh(mesh):
         state, _ = step(state, batch)
