@@ -15,6 +15,7 @@ Expected (docs/quickstart.md): on hard problems PRM weighted voting 40 to 53 poi
 from ml_collections import ConfigDict
 
 from e2h_jax import recipe
+from e2h_jax.data.levels import EASY_LEVELS
 from e2h_jax.recipe import configure
 
 EVALUATORS = ("prm", "orm", "oprm")
@@ -163,7 +164,7 @@ def get_config() -> ConfigDict:
     # Process rewards of the PRM on all questions; and, to compare, final answers alone on those whose answers are known.
     prm_reward = {"model": "{run}/prm/model", "upper_bound": 1.0, "scale": 2.0, "row_length": 128, "tokens_per_batch": 2048}
     config.ppo = configure("ppo", ppo | {"reward": prm_reward, "lam": 0.95})
-    config.ppo_outcome = configure("ppo", ppo | {"levels": (1, 2, 3), "reward": {"process": "none"}})
+    config.ppo_outcome = configure("ppo", ppo | {"levels": EASY_LEVELS, "reward": {"process": "none"}})
     for name in ("full_sft", *LEARNERS):
         config[f"greedy_{name}"] = configure(
             "sample", test | {"model": f"{{run}}/{name}/model", "samples": 1, "temperature": 0.0}

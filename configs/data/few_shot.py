@@ -9,12 +9,13 @@ two, --config.levels="(4, 5)" (hard) or "()" (full), from a data set that has th
 from ml_collections import ConfigDict
 
 from e2h_jax.data import prepare
+from e2h_jax.data.levels import EASY_LEVELS
 
 
 def get_config() -> ConfigDict:
     config = ConfigDict(prepare.defaults()).unlock()
     config.source = "few_shot"
-    config.levels = (1, 2, 3)
+    config.levels = EASY_LEVELS
     config.shots = 4
     config.seed = 0
     return config.lock()

@@ -10,6 +10,7 @@ Without the network: --config.path=FILE-OR-FOLDER --config.test_path=FILE.
 from ml_collections import ConfigDict
 
 from e2h_jax.data import prepare
+from e2h_jax.data.levels import EASY_LEVELS
 
 
 def get_config() -> ConfigDict:
@@ -17,7 +18,7 @@ def get_config() -> ConfigDict:
     config.source = "math"
     config.records = "rl"
     config.test_path = "hub"  # MATH500
-    config.levels = (1, 2, 3)  # whose answers are given
+    config.levels = EASY_LEVELS  # whose answers are given
     config.valid = 500  # as MATH500: the same subjects and levels
     config.seed = 0
     return config.lock()

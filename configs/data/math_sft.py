@@ -10,6 +10,7 @@ Without the network: --config.path=FILE-OR-FOLDER --config.test_path=FILE.
 from ml_collections import ConfigDict
 
 from e2h_jax.data import prepare
+from e2h_jax.data.levels import EASY_LEVELS
 
 
 def get_config() -> ConfigDict:
@@ -17,7 +18,7 @@ def get_config() -> ConfigDict:
     config.source = "math"
     config.test_path = "hub"  # MATH500, which tells the test problems among the 12,500
     config.split = "prm800k"
-    config.levels = (1, 2, 3)
+    config.levels = EASY_LEVELS
     config.valid = 500  # before the level filter
     config.seed = 0
     return config.lock()

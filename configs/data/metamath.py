@@ -8,12 +8,13 @@ Without the network: --config.path=… and --config.math=… take local files or
 from ml_collections import ConfigDict
 
 from e2h_jax.data import prepare
+from e2h_jax.data.levels import EASY_LEVELS
 
 
 def get_config() -> ConfigDict:
     config = ConfigDict(prepare.defaults()).unlock()
     config.source = "metamath"
-    config.levels = (1, 2, 3)
+    config.levels = EASY_LEVELS
     config.per_question = 4  # different solutions of one question
     config.math500 = "hub"
     return config.lock()

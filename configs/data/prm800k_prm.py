@@ -9,13 +9,14 @@ Without the network: --config.path=… and --config.math=… take local files or
 from ml_collections import ConfigDict
 
 from e2h_jax.data import prepare
+from e2h_jax.data.levels import EASY_LEVELS
 
 
 def get_config() -> ConfigDict:
     config = ConfigDict(prepare.defaults()).unlock()
     config.source = "prm800k"
     config.records = "prm"
-    config.levels = (1, 2, 3)
+    config.levels = EASY_LEVELS
     config.neutral = "positive"  # a neutral step counts as right, as in the paper; drop = not trained on
     config.math500 = "hub"
     return config.lock()

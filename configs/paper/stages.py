@@ -20,11 +20,11 @@ from ml_collections import ConfigDict
 
 from e2h_jax import recipe
 from e2h_jax.algorithms import presets
+from e2h_jax.data.levels import EASY_LEVELS, HARD_LEVELS
 from e2h_jax.recipe import configure
 from e2h_jax.rewards import shaping
 
-EASY, HARD = (1, 2, 3), (4, 5)  # levels of MATH
-POOLS = {"easy": EASY, "hard": HARD, "full": ()}  # what is trained on, or shown as examples
+POOLS = {"easy": EASY_LEVELS, "hard": HARD_LEVELS, "full": ()}  # what is trained on, or shown as examples
 
 # Meshes (data, fsdp, tensor); -1 = whatever the slice has.
 TRAINING = (1, -1, 1)  # parameters, gradients and moments are cut over all chips
@@ -53,8 +53,8 @@ DECODED = {"7b": 512, "34b": 2048}
 
 # Table 2's questions of reinforcement learning: the data set, and its levels.
 QUESTIONS = {
-    "easy": ("questions", EASY),
-    "hard": ("questions_answered", HARD),
+    "easy": ("questions", EASY_LEVELS),
+    "hard": ("questions_answered", HARD_LEVELS),
     "all": ("questions", ()),  # with final answers of the easy ones alone: easy-to-hard
     "answered": ("questions_answered", ()),  # with those of the hard ones too: the rows with a dagger
 }
@@ -115,7 +115,7 @@ class Recipe:
             "source": "math",
             "records": "rl",
             "test_path": "hub",
-            "levels": () if answered else EASY,
+            "levels": () if answered else EASY_LEVELS,
             "valid": 500,  # the same ones as of `math`: they depend on the seed alone
             "max_tokens": 384,
             "tokenizer": "EleutherAI/llemma_34b",  # the 7b's is the same
@@ -144,7 +144,7 @@ class Recipe:
 
     def step_labels(self) -> str:
         """Labelled steps of easy problems: PRM800K, neutral ones as right (appendix L), or Math-Shepherd."""
-        fields = {"levels": EASY, "math500": "hub", "seed": self._seed}
+        fields = {"levels": EASY_LEVELS, "math500": "hub", "seed": self._seed}
         if self.data == "prm800k":
             fields |= {"source": "prm800k", "records": "prm", "neutral": "positive"}
         else:
@@ -154,9 +154,9 @@ class Recipe:
     def outcome_labels(self) -> str:
         """Outcomes of the easy generator's 32 solutions of each easy question, between 1:3 and 3:1 (appendix C.1)."""
         problems = self.questions(answered=False)
-        drawn = {"problems": problems, "levels": EASY, "samples": 32}
+        drawn = {"problems": problems, "levels": EASY_LEVELS, "samples": 32}
         solutions = self._draw(f"outcome_samples_{self.size}", self.sft("easy"), drawn)
-        fields = {"method": "outcome", "problems": problems, "samples": solutions, "levels": EASY, "seed": self._seed}
+        fields = {"method": "outcome", "problems": problems, "samples": solutions, "levels": EASY_LEVELS, "seed": self._seed}
         fields |= {"per_problem": 32, "ratio": 3.0}
         return self._add(f"outcome_labels_{self.size}", "labels", fields) + "/orm/train"
 
@@ -233,7 +233,7 @@ class Recipe:
 
     def _shots(self, pool: str) -> dict[str, Any]:
         """Four solved problems of these levels in front of the question (appendix R). Draw others by the stage's `seed`."""
-        levels = POOLS[pool] or (*EASY, *HARD)  # GSM8K's have none
+        levels = POOLS[pool] or (*EASY_LEVELS, *HARD_LEVELS)  # GSM8K's have none
         fields = {"source": "few_shot", "path": self.demonstrations("full"), "levels": levels, "shots": 4, "seed": self._seed}
         return {"template": self._add(f"shots_{pool}", "prepare", fields) + "/template.json", "prompt_bucket": 1024}
 

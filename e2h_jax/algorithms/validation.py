@@ -19,6 +19,7 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
+from e2h_jax.data.levels import EASY_LEVELS, HARD_LEVELS, check_levels, group_of
 from e2h_jax.data.records import has_answer, json_lines, read_many
 from e2h_jax.data.storage import write_json, write_records, write_text
 from e2h_jax.data.templates import get_template
@@ -26,7 +27,6 @@ from e2h_jax.errors import UserError, nearest
 from e2h_jax.grading.pool import GradingPool
 from e2h_jax.parallel import hosts
 
-EASY = (1, 2, 3)  # levels
 VERDICTS = ("correct", "wrong", "undecided")
 
 
@@ -35,7 +35,9 @@ def defaults() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.problems = ""  # held-out problem records with answers; "" = no validation
     config.every = 1  # steps (of ppo) or rounds between two validations; the first and the last are always validated
-    config.metric = "all"  # model/ is the best by this: all | easy (levels 1-3) | hard | level_1 …; "" = the last
+    config.metric = "all"  # model/ is the best by this: all | easy | hard | level_1 …; "" = the last
+    config.easy_levels = EASY_LEVELS  # the levels that the model is trained on
+    config.hard_levels = HARD_LEVELS  # problems of other levels, or of none, count in "all" alone
     config.shown = 5  # problems whose solutions are kept over time, of all levels in turn
     return config
 
@@ -52,6 +54,7 @@ class Validation:
         """Reads the problems, and what `workdir` holds of an interrupted run. UserError for settings that do not fit them."""
         if config.every < 1 or config.shown < 0:
             raise UserError("config.validation.every must be at least 1 and config.validation.shown at least 0")
+        check_levels(config.easy_levels, config.hard_levels, "config.validation")
         self.problems = read_many(config.problems, "problem")
         for problem in self.problems:
             if not has_answer(problem):
@@ -59,7 +62,7 @@ class Validation:
         self._config, self._template, self._pool = config, get_template(template), pool
         self._shown = _of_all_levels(self.problems, config.shown)
         self._file, self._page = Path(workdir) / "validation.jsonl", Path(workdir) / "validation.md"
-        groups = accuracies([(problem["level"], True) for problem in self.problems])
+        groups = self._accuracies({problem["id"]: True for problem in self.problems})
         if config.metric and config.metric not in groups:
             raise UserError(
                 f"config.validation.metric={config.metric!r} is unknown{nearest(config.metric, groups)}; "
@@ -87,7 +90,7 @@ class Validation:
             found = np.array([VERDICTS.index(verdict) for verdict in verdicts], np.int32)
             verdicts = [VERDICTS[index] for index in multihost_utils.broadcast_one_to_all(found)]
         right = {p["id"]: verdict == "correct" for p, verdict in zip(self.problems, verdicts, strict=True)}
-        accuracy = accuracies((problem["level"], right[problem["id"]]) for problem in self.problems)
+        accuracy = self._accuracies(right)
         record = {
             "step": step,
             "accuracy": accuracy,
@@ -123,6 +126,10 @@ class Validation:
     def accuracy(self, step: int) -> dict[str, float]:
         """What `record` returned at that step."""
         return next(record["accuracy"] for record in self.history if record["step"] == step)
+
+    def _accuracies(self, right: Mapping[str, bool]) -> dict[str, float]:
+        graded = [(problem["level"], right[problem["id"]]) for problem in self.problems]
+        return accuracies(graded, self._config.easy_levels, self._config.hard_levels)
 
     def _text(self) -> str:
         groups = list(self.history[0]["accuracy"])
@@ -220,13 +227,18 @@ class Best:
         hosts.wait(f"{self._folder} cleared")
 
 
-def accuracies(graded: Iterable[tuple[int | None, bool]]) -> dict[str, float]:
-    """Share of right ones among (level, right) pairs: "all", "easy", "hard" and "level_1" …, of those that there are."""
+def accuracies(
+    graded: Iterable[tuple[int | None, bool]], easy: Collection[int], hard: Collection[int]
+) -> dict[str, float]:
+    """Share of right ones among (level, right) pairs: "all", "easy", "hard" and "level_1" …, of those that there are.
+
+    A pair whose level is not in `easy` or `hard` counts in "all" and in its level's alone.
+    """
     groups: dict[str, list[bool]] = {}
     for level, right in sorted(graded, key=lambda pair: pair[0] or 0):
-        names = ("all",) if level is None else ("all", "easy" if level in EASY else "hard", f"level_{level}")
-        for name in names:
-            groups.setdefault(name, []).append(right)
+        for name in ("all", group_of(level, easy, hard), None if level is None else f"level_{level}"):
+            if name:
+                groups.setdefault(name, []).append(right)
     order = sorted(groups, key=lambda name: (name.startswith("level"), name))
     return {name: sum(groups[name]) / len(groups[name]) for name in order}
 

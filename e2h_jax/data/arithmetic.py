@@ -4,8 +4,9 @@ A problem of n operations, its solution and answer:
 
     a=5;d=a-3;c=d*4      d=5-3=2 ⏎⏎ c=2*4=1 ⏎⏎ # Answer ⏎⏎ 1
 
-Levels 1-5 have OPERATIONS[level] operations; levels 1-3 are easy, 4-5 hard. Every operation (+1…3, -1…3, *2…5) is a
-bijection modulo the prime 7, so one wrong step makes a wrong answer; only a second error can heal it.
+Levels 1-5 have OPERATIONS[level] operations; levels 1-3 are easy, 4-5 hard, unless `easy_levels` and `hard_levels` say
+otherwise. Every operation (+1…3, -1…3, *2…5) is a bijection modulo the prime 7, so one wrong step makes a wrong answer;
+only a second error can heal it.
 
 Habits: for a share of all facts `value operation operand` the seed draws one fixed wrong ("folk") value. A document of the
 base corpus has an author; careless authors write folk values, and hard problems have more careless authors. So a model of that
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import ml_collections
 
+from e2h_jax.data.levels import EASY_LEVELS, HARD_LEVELS, check_levels
 from e2h_jax.data.records import read_many
 from e2h_jax.data.steps import split_steps
 from e2h_jax.data.storage import write_records
@@ -33,7 +35,6 @@ from e2h_jax.data.tokenizer import build_tokenizer
 from e2h_jax.errors import UserError
 
 OPERATIONS = {1: 2, 2: 3, 3: 4, 4: 5, 5: 6}  # level -> number of operations
-EASY, HARD = (1, 2, 3), (4, 5)
 LETTERS = "abcdefghijklmnop"
 MODULUS = 7  # prime, so that multiplying is a bijection
 MOVES = [(op, b) for op in "+-" for b in (1, 2, 3)] + [("*", b) for b in (2, 3, 4, 5)]
@@ -46,12 +47,14 @@ def defaults() -> ml_collections.ConfigDict:
     """Fields of `config.arithmetic` in the `prepare` stage."""
     config = ml_collections.ConfigDict()
     config.seed = 0
+    config.easy_levels = EASY_LEVELS  # the levels with answers to learn from
+    config.hard_levels = HARD_LEVELS  # all others
     config.corpus = 20_000  # documents of the base corpus, all levels alike
     config.demonstrations = 100  # clean solutions for SFT on easy problems
     config.demonstrations_hard = 67  # beside them, clean solutions of hard problems: SFT on all levels, to compare with
     config.evaluator_questions = 22_000  # easy questions whose sampled solutions the checker will label
-    config.test_easy = 300  # held-out problems, levels 1-3 in equal shares
-    config.test_hard = 600  # levels 4-5 in equal shares
+    config.test_easy = 300  # held-out problems, easy levels in equal shares
+    config.test_hard = 600  # hard levels in equal shares
     config.rl_questions = 1500  # for reinforcement learning, all levels alike; the answers of hard ones are hidden
     config.validation_easy = 90  # other held-out problems, to choose among checkpoints; answers known
     config.validation_hard = 200
@@ -185,7 +188,7 @@ def _corpus(config) -> Iterator[dict]:
     rng = random.Random(f"authors-{config.seed}")
     template = get_template("e2h")
     for level in OPERATIONS:
-        hard = level in HARD
+        hard = level in config.hard_levels
         slip = config.slip_hard if hard else config.slip_easy
         for problem in problems(config.seed, "corpus", level, _share(config.corpus, level, OPERATIONS)):
             careless = rng.random() < (config.careless_hard if hard else config.careless_easy)
@@ -205,6 +208,13 @@ def _corpus(config) -> Iterator[dict]:
 def prepare(config, workdir: Path) -> dict:
     """Writes tokenizer/ and the files of problems, corpus.jsonl … validation.jsonl; returns counts."""
     config, workdir, template = config.arithmetic, Path(workdir), get_template("e2h")
+    easy, hard = config.easy_levels, config.hard_levels
+    check_levels(easy, hard, "config.arithmetic")
+    if sorted({*easy, *hard}) != [*OPERATIONS] or not easy or not hard:
+        raise UserError(
+            f"config.arithmetic.easy_levels is {easy} and hard_levels {hard}: together they must be the levels "
+            f"{', '.join(map(str, OPERATIONS))}, and neither may be empty."
+        )
     build_tokenizer(PIECES, workdir / "tokenizer")
 
     def clean(problem):
@@ -215,22 +225,22 @@ def prepare(config, workdir: Path) -> dict:
 
     files = {
         "corpus": list(_corpus(config)),
-        "demonstrations": [clean(p) for p in spread("demonstration", EASY, config.demonstrations)],
-        "evaluator_questions": spread("evaluator", EASY, config.evaluator_questions),
-        "test": [clean(p) for p in spread("test", EASY, config.test_easy, True) + spread("test", HARD, config.test_hard, True)],
+        "demonstrations": [clean(p) for p in spread("demonstration", easy, config.demonstrations)],
+        "evaluator_questions": spread("evaluator", easy, config.evaluator_questions),
+        "test": [clean(p) for p in spread("test", easy, config.test_easy, True) + spread("test", hard, config.test_hard, True)],
     }
-    hard = [clean(problem) for problem in spread("demonstration", HARD, config.demonstrations_hard)]
-    files["demonstrations_all"] = files["demonstrations"] + hard
+    demonstrations_hard = [clean(problem) for problem in spread("demonstration", hard, config.demonstrations_hard)]
+    files["demonstrations_all"] = files["demonstrations"] + demonstrations_hard
     # No question of reinforcement learning is in another file, and no validation problem in the test set under other letters.
     asked = {problem["question"] for records in files.values() for problem in records}
     questions = [
-        problem | ({"answer": None} if level in HARD else {})
+        problem | ({"answer": None} if level in hard else {})
         for level in OPERATIONS
         for problem in problems(config.seed, "rl", level, _share(config.rl_questions, level, OPERATIONS), taken=asked)
     ]
     tested = {problem_key(problem["question"]) for problem in files["test"]}
-    shares = {level: _share(config.validation_easy, level, EASY) for level in EASY}
-    shares |= {level: _share(config.validation_hard, level, HARD) for level in HARD}
+    shares = {level: _share(config.validation_easy, level, easy) for level in easy}
+    shares |= {level: _share(config.validation_hard, level, hard) for level in hard}
     # Level 1 has 700 problems in all, about 140 of them held out: there may be fewer left.
     first = itertools.product(range(MODULUS), itertools.product(MOVES, repeat=OPERATIONS[1]))
     held_out = {(start, *moves) for start, moves in first if is_test(config.seed, start, list(moves))}

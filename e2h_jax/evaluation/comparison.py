@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from e2h_jax.data.levels import group_of
 from e2h_jax.evaluation import estimators, quality, voting
 from e2h_jax.evaluation.inputs import LIKELIHOOD, Generator
 from e2h_jax.evaluation.intervals import Bootstrap
@@ -97,7 +98,9 @@ class Groups:
         rng = np.random.default_rng(seed)
         present = sorted({level for level in levels if level is not None})
         named = sorted({subject for subject in subjects if subject is not None})
-        main = {"easy": members(levels, easy), "hard": members(levels, hard), "all": np.ones(len(levels), dtype=bool)}
+        named_easy_or_hard = [group_of(level, easy, hard) for level in levels]
+        main = {name: members(named_easy_or_hard, [name]) for name in ("easy", "hard")}
+        main["all"] = np.ones(len(levels), dtype=bool)
         by_level = {str(level): members(levels, [level]) for level in present}
         by_subject = {subject: members(subjects, [subject]) for subject in named}
         self.main, self.levels, self.subjects = (

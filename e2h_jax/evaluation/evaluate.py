@@ -22,6 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from e2h_jax.data.levels import EASY_LEVELS, HARD_LEVELS, check_levels
 from e2h_jax.data.storage import write_json
 from e2h_jax.data.unanswered import Unanswered
 from e2h_jax.errors import UserError, nearest
@@ -41,8 +42,8 @@ def defaults() -> ConfigDict:
     # and template: the text format in which the answers stand, if it is not the one that `sample` recorded beside its
     # samples. "any" is a section `# Answer`, else a box, and what texts of other systems are read by.
     config.generators = ConfigDict()
-    config.easy_levels = (1, 2, 3)  # the levels that generators and evaluators were trained on
-    config.hard_levels = (4, 5)  # problems of other levels, or of none, count in "all" alone
+    config.easy_levels = EASY_LEVELS  # the levels that generators and evaluators were trained on
+    config.hard_levels = HARD_LEVELS  # problems of other levels, or of none, count in "all" alone
     # How step scores become one score per solution; the formulas are in evaluation/voting.py.
     config.aggregations = ("prod", "min", "last", "mean", "max", "mean_logit", "mean_odds")
     config.headline = ConfigDict({"weighted": "prod", "best_of_n": "min"})  # aggregation shown in the tables and curves
@@ -141,8 +142,7 @@ def _check(config: ConfigDict) -> None:
     for decoding, name in config.headline.items():
         if name not in config.aggregations:
             raise UserError(f'config.headline.{decoding}: "{name}" is not among config.aggregations; add it there.')
-    if both := set(config.easy_levels) & set(config.hard_levels):
-        raise UserError(f"config.easy_levels and config.hard_levels share {sorted(both)}; a level is one or the other.")
+    check_levels(config.easy_levels, config.hard_levels)
     for pair in config.compare:
         if not (isinstance(pair, tuple | list) and len(pair) == 2):
             raise UserError(f"config.compare holds {pair!r}, which is not a pair of generators.")

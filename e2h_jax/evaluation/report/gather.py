@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from ml_collections import ConfigDict
 
+from e2h_jax.data.levels import group_of
 from e2h_jax.errors import UserError
 from e2h_jax.evaluation import inputs, paper
 from e2h_jax.evaluation.inputs import Generator
@@ -79,12 +80,8 @@ def read(folder: Folder) -> Evaluation:
     except UserError as error:
         summary["note"] = f"The problems and their solutions are left out: {error}"
         return Evaluation(summary, {})
-    levels = [problem["level"] for problem in problems]
-    groups = {
-        "easy": np.isin(np.array(levels, dtype=object), list(config.easy_levels)),
-        "hard": np.isin(np.array(levels, dtype=object), list(config.hard_levels)),
-        "all": np.ones(len(levels), dtype=bool),
-    }
+    of = np.array([group_of(problem["level"], config.easy_levels, config.hard_levels) for problem in problems])
+    groups = {"easy": of == "easy", "hard": of == "hard", "all": np.ones(len(problems), dtype=bool)}
     for generator in generators:
         if generator.correct is not None:
             wanted = dict.fromkeys([*adopted.values(), "last"])
