@@ -121,6 +121,9 @@ def override(config: ConfigDict, assignments: Iterable[str], defaults: ConfigDic
                 f'"{prefix}" is a group of fields; set one of them, such as --{prefix}.{next(iter(group), "x")}=…'
             )
         kind = holder.get_type(name)
+        if kind is str and is_open:  # a name of one's own may have characters that the flag's parser does not know
+            holder[name] = text
+            continue
         if kind is type(None) or (kind is not str and text.lower() == "none"):
             holder[name] = _literal(text)
             continue
