@@ -158,6 +158,7 @@ def get_config() -> ConfigDict:
         "optimizer": {"learning_rate": 3e-4},
         "value_optimizer": {"learning_rate": 1e-3},
         "kl": {"coef": 0.1},  # with less, the policy may find what the PRM does not see (docs/quickstart.md)
+        "whiten_rewards": "scale",  # the value model starts from the PRM's logits, and has six steps to come down to returns
         "checkpoint_every": 3,
     }
     ppo["validation"] = learning["validation"] | {"every": 3}

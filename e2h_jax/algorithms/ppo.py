@@ -29,13 +29,14 @@ from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError, naming, nearest
 from e2h_jax.grading.pool import GradingPool
 from e2h_jax.metrics import MetricsWriter, Seconds
-from e2h_jax.models import lora
+from e2h_jax.models import lora, store
 from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.parallel.programs import Assumed, Program, Unit, prefixed
 from e2h_jax.parallel.rules import axis_size
 from e2h_jax.rewards import judge
 from e2h_jax.rewards.scoring import batch_rows
 from e2h_jax.sampling import sample
+from e2h_jax.sampling.prompts import fitting, prompts_of
 from e2h_jax.sampling.rollout import Sampler
 from e2h_jax.training import optimizer as optimizers
 from e2h_jax.training.checkpoint import Checkpoints
@@ -113,6 +114,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     actor_critic.check_mesh(config, mesh)
     tokenizer, template = load_tokenizer(config.init), get_template(config.template)
     questions = select_levels(read_many(config.questions, "problem"), config.levels)
+    if config.sample.too_long == "drop":
+        room = min(config.length + 1, store.load_config(config.init)[1].max_length)
+        prompts = prompts_of(tokenizer, questions, template)
+        questions, _ = fitting(questions, prompts, room, config.sample.max_new_tokens, "drop")
     if len(questions) < config.questions_per_step:
         raise UserError(
             f"{config.questions} holds {len(questions)} questions, fewer than config.questions_per_step="

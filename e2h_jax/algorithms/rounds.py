@@ -177,7 +177,7 @@ def _drawing(config: ml_collections.ConfigDict, model: str, seed: int) -> ml_col
 
 def _greedy(config: ml_collections.ConfigDict, model: str) -> ml_collections.ConfigDict:
     """The `sample` stage's config of a validation."""
-    one_each = {"samples": 1, "temperature": 0.0, "levels": (), "limit": 0}
+    one_each = {"samples": 1, "temperature": 0.0, "levels": (), "limit": 0, "too_long": "error"}
     return complete(_drawing(config, model, config.seed), **one_each, problems=config.validation.problems)
 
 

@@ -76,7 +76,7 @@ def make_ppo(run: Path, scratch: Path) -> None:
         "validation.every=2", "seed=41", "steps=20", "questions_per_step=160", "minibatches=4", "length=128", "forward_rows=16",
         "update_rows=8", "sample.max_new_tokens=56", "sample.top_k=0", "sample.temperature=1.0", "sample.rows=80",
         "value_optimizer.learning_rate=1e-3", f"reward.model={run}/prm/model", "reward.upper_bound=1.0", "reward.scale=2.0",
-        "reward.row_length=128", "reward.tokens_per_batch=2048", "lam=0.95",
+        "reward.row_length=128", "reward.tokens_per_batch=2048", "lam=0.95", "whiten_rewards=original",  # the default then
     )  # fmt: skip
     for name, own in PPO.items():
         e2h("ppo", *(f"--config.{field}" for field in (*fields, *own)), f"--workdir={scratch / name}")

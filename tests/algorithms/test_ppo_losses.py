@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from e2h_jax.algorithms import ppo
-from e2h_jax.algorithms.actor_critic import policy_loss, value_loss
+from e2h_jax.algorithms.actor_critic import Models, policy_loss, value_loss
 from e2h_jax.algorithms.advantages import KL_ESTIMATORS, penalised_rewards
 from e2h_jax.algorithms.experience import Forward, forward_all, log_of
 from e2h_jax.data.rollout import Rollout, pack
@@ -139,6 +139,25 @@ def test_near_the_reference_only_the_accepted_estimates_hold_the_policy():
         assert abs(share[refused]) < 0.05
     assert 0.05 < share["reward", "k1_clamped"] < 0.95  # the paper's
     assert share["loss", "k1_clamped"] > 5  # it does not vanish at the reference
+
+
+@pytest.mark.parametrize(
+    ("measured", "factor"),  # target 4, 500 rollouts, horizon 1,000: half of what is over or under, at most a fifth
+    [(4.0, 1.0), (4.4, 1.05), (3.6, 0.95), (40.0, 1.1), (0.0, 0.9), (-3.0, 0.9)],
+)
+def test_the_adaptive_coefficient_by_hand(measured, factor):
+    models = SimpleNamespace(_settings=config_of(kl__target=4.0, kl__horizon=1000), kl_coef=0.02)
+    Models.adapt(models, measured, 500)
+    assert models.kl_coef == pytest.approx(0.02 * factor, rel=1e-6)
+
+
+def test_within_its_horizon_the_coefficient_grows_by_22_per_cent_and_falls_by_20_at_most():
+    for rollouts in (1, 10, 100):
+        for measured, bound in ((1e9, np.exp(0.2)), (0.0, 0.8)):
+            models = SimpleNamespace(_settings=config_of(kl__target=4.0, kl__horizon=100), kl_coef=1.0)
+            for _ in range(100 // rollouts):
+                Models.adapt(models, measured, rollouts)
+            assert 0.8 <= models.kl_coef <= np.exp(0.2) + 1e-3 and abs(models.kl_coef - bound) < 0.025
 
 
 def test_gradients_of_padding_are_exactly_zero():
