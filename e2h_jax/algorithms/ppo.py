@@ -109,7 +109,7 @@ def defaults() -> ml_collections.ConfigDict:
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     """Trains and writes `workdir/model`; returns the summary. Raises UserError for bad settings or data."""
     workdir = Path(workdir)
-    _check(config)
+    check_values(config)
     mesh = make_mesh(config.mesh)
     actor_critic.check_mesh(config, mesh)
     tokenizer, template = load_tokenizer(config.init), get_template(config.template)
@@ -217,7 +217,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
 
 def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) -> Iterator[Program]:
     """The programs that `run` compiles, see parallel/programs.py. Each runs beside all that the others keep."""
-    _check(config)
+    check_values(config)
     actor_critic.check_mesh(config, mesh, assumed.model)
     models = actor_critic.Models(config, mesh, assumed.model)
     policy = models.policy.params
@@ -310,8 +310,8 @@ def _summary(validated: validation.Validation | None, best: int) -> dict[str, fl
     return accuracies | {"best_step": best}
 
 
-def _check(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError for settings that make no sense."""
+def check_values(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for values that make no sense, before any file is read: a recipe asks all its stages first."""
     for name in ("init", "questions"):
         if not config[name]:
             raise UserError(f"config.{name} is empty")
@@ -350,6 +350,11 @@ def _check(config: ml_collections.ConfigDict) -> None:
     if config.stop_kl and not config.kl.coef:
         raise UserError("config.stop_kl needs the reference policy: set config.kl.coef above 0")
     presets.check(config, defaults())
+    judge.check(config.reward)
+    validation.check(config.validation)
+    optimizers.check(config.optimizer)
+    with naming("config.value_"):
+        optimizers.check(config.value_optimizer)
     if config.value_warmup >= config.steps:
         raise UserError(f"config.value_warmup={config.value_warmup} leaves the policy none of config.steps={config.steps}")
     with naming("config.sample."):

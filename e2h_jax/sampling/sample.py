@@ -71,13 +71,8 @@ def defaults() -> ml_collections.ConfigDict:
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     """Writes `workdir/samples-*.jsonl`; returns counts and rates. Raises UserError for bad settings or data."""
     workdir = Path(workdir)
-    if not config.model:
-        raise UserError("config.model is empty; name the model/ folder of a finished stage")
-    if config.limit < 0:
-        raise UserError("config.limit must be at least 0 (0 = all)")
-    check(config)
+    check_values(config)
     mesh = make_mesh(config.mesh)
-    check_rows(mesh, rows=config.rows)
     graph, model_config, params = store.load_frozen(Path(config.model), mesh, "policy", config.dtype, config.quantize)
     tokenizer, template = load_tokenizer(config.model), get_template(config.template)
     problems = select_levels(read_many(config.problems, "problem"), config.levels)
@@ -249,6 +244,17 @@ def describe(
         kernel.adopt(beside)
     solution = assumed.solution(config.max_new_tokens)
     return Drawing(kernel, kernel.describe(params, prompt, taken=taken), config.samples, prompt, solution)
+
+
+def check_values(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for values that make no sense, before any file is read: a recipe asks all its stages first."""
+    if not config.model:
+        raise UserError("config.model is empty; name the model/ folder of a finished stage")
+    if config.limit < 0:
+        raise UserError("config.limit must be at least 0 (0 = all)")
+    check(config)
+    check_rows(make_mesh(config.mesh), rows=config.rows)
+    store.check(config.dtype, config.quantize)
 
 
 def check(config: ml_collections.ConfigDict) -> None:
