@@ -84,6 +84,7 @@ def get_config() -> ConfigDict:
         {
             "source": "mixture",
             "name": "oprm",
+            "mixture_by": "steps",  # with label_tokens=end every labelled step weighs alike
             "seed": seed,
             "mixture": {
                 "prm": {"path": "{run}/prm_labels/prm/train", "share": 0.75},

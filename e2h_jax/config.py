@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,24 @@ def _sentence(error: Exception) -> str:
             name = name[1] or name[2]
             return f'there is no field "{name}"{nearest(name, groups[-1])}.'
     return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def assignments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Splits a command line into what is assigned to the config ("field=value") and the rest.
+
+    Raises:
+      UserError: a field without "=", as if its value were the next word.
+    """
+    assigned, rest = [], []
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=False):
+        if not (field := re.match(r"--?config\.", argument)):
+            rest.append(argument)
+            continue
+        assigned.append(argument[field.end() :])
+        if "=" not in argument:
+            value = "…" if following.startswith("--") else following
+            raise UserError(f'{argument} needs its value behind a "=", without a space: {argument}={value}')
+    return assigned, rest
 
 
 def override(config: ConfigDict, assignments: Iterable[str]) -> None:

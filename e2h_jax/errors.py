@@ -32,7 +32,8 @@ def naming(prefix: str, outside: Iterable[str] = ("mesh",)) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(re.sub(rf"config\.(?!(?:{'|'.join(outside)})\b)", prefix, str(error))) from None
+        but = rf"(?!(?:{'|'.join(outside)})\b)" if outside else ""
+        raise UserError(re.sub(rf"config\.{but}", prefix, str(error))) from None
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -48,5 +49,14 @@ def full_disk(error: BaseException | None) -> str | None:
                 f"the disk is full ({said or os.strerror(error.errno)}); what was written before is whole: make room and run "
                 "the same command to go on."
             )
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def denied(error: BaseException | None) -> str | None:
+    """The sentence for a file or folder that this user may not read or write; None for any other error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+            return f"{error.filename}: {error.strerror.lower()}; change its permissions, or give another file or folder."
         error = error.__cause__ or error.__context__
     return None

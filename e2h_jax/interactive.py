@@ -280,6 +280,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if unknown:
         name = unknown[0].partition("=")[0]
         parser.error(f'there is no flag "{name}"{nearest(name, [f"--{flag}" for flag in _FLAGS])}')
+    if "" in (asked.evaluator, asked.template):  # --evaluator=$PRM, say, where PRM is not set
+        parser.error(f"--{'evaluator' if asked.evaluator == '' else 'template'} is empty")
     if not asked.checkpoint:
         parser.error("--checkpoint=MODEL is missing, the model/ folder of a policy")
     return asked

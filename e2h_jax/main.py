@@ -27,7 +27,8 @@ from typing import Any, NamedTuple
 from absl import flags
 from absl import logging as absl_logging
 
-from e2h_jax.errors import UserError, full_disk, nearest
+from e2h_jax import __version__
+from e2h_jax.errors import UserError, denied, full_disk, nearest
 from e2h_jax.metrics import log_to_wandb
 from e2h_jax.parallel import hosts
 
@@ -49,6 +50,7 @@ class Command(NamedTuple):
     overrides: list[str]  # "field=value"
     workdir: str | None
     help: bool
+    version: bool
     show: bool  # print what is in workdir, run nothing
     wandb: bool  # log to Weights & Biases too
 
@@ -74,6 +76,8 @@ def _main(argv: Sequence[str] | None) -> int:
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         argv = list(sys.argv[1:] if argv is None else argv)
+        if argv[:1] == ["help"]:  # `e2h help sft` is `e2h sft --help`
+            argv = [*argv[1:], "--help"]
         code = _command(argv[0], argv[1:]) if argv and argv[0] in COMMANDS else _run(parse(argv))
         sys.stdout.flush()  # so that a closed pipe is met here
         return code
@@ -89,7 +93,7 @@ def _main(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         return _interrupted(130)
     except Exception as error:
-        if not (sentence := full_disk(error)):
+        if not (sentence := full_disk(error) or denied(error)):
             raise
         print(f"e2h: {sentence}", file=sys.stderr)
         return 2
@@ -127,6 +131,9 @@ def _command(name: str, arguments: list[str]) -> int:
 
 
 def _run(command: Command) -> int:
+    if command.version:
+        print(f"e2h {__version__}")
+        return 0
     if command.stage is None:
         if command.help or not (command.config or command.overrides or command.workdir):
             print(overview())
@@ -172,12 +179,14 @@ def parse(argv: Sequence[str]) -> Command:
     Raises:
       UserError: an unknown flag, a flag without its value, or a word too many.
     """
-    overrides = [arg.split(".", 1)[1] for arg in argv if re.match(r"--?config\.", arg)]
-    rest = [arg for arg in argv if not re.match(r"--?config\.", arg)]
+    from e2h_jax.config import assignments
+
+    overrides, rest = assignments(argv)
     values = flags.FlagValues()
     flags.DEFINE_string("config", None, "", flag_values=values)
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_bool("help", False, "", short_name="h", flag_values=values)
+    flags.DEFINE_bool("version", False, "", flag_values=values)
     flags.DEFINE_bool("show", False, "", flag_values=values)
     flags.DEFINE_bool("wandb", False, "", flag_values=values)
     values.set_gnu_getopt(True)
@@ -185,14 +194,18 @@ def parse(argv: Sequence[str]) -> Command:
         words = values(["e2h", *rest])[1:]
     except flags.UnrecognizedFlagError as error:
         name = "--" + error.flagname
-        close = nearest(name.split(".")[0], ["--config", "--workdir", "--help", "--show", "--wandb"])
+        close = nearest(name.split(".")[0], ["--config", "--workdir", "--help", "--version", "--show", "--wandb"])
         raise UserError(f'there is no flag "{name}"{close}; the command is: {USAGE}') from None
     except flags.Error as error:
         raise UserError(f"{str(error).rstrip('.')}; the command is: {USAGE}") from None
     if len(words) > 1:
         raise UserError(f'"{words[1]}" is a word too many; the command is: {USAGE}')
+    for name, value in (("config", values.config), ("workdir", values.workdir)):
+        if value is not None and not value.strip():  # --workdir=$RUN, say, where RUN is not set
+            raise UserError(f"--{name} is empty; name a {'file' if name == 'config' else 'folder'}. The command is: {USAGE}")
     stage = words[0] if words else None
-    return Command(stage, values.config, overrides, values.workdir, values.help, values.show, values.wandb)
+    switches = values.help, values.version, values.show, values.wandb
+    return Command(stage, values.config, overrides, values.workdir, *switches)
 
 
 def overview() -> str:
@@ -208,7 +221,8 @@ def overview() -> str:
             "",
             *lines,
             "",
-            "  e2h <stage> --help                    what it does, and the fields of its config",
+            "  e2h <stage> --help, e2h help <stage>  what it does, and the fields of its config",
+            "  e2h --version                         the version that is installed",
             "  e2h prepare --show --workdir=DIR      the card and some records of a prepared data set",
             "  e2h <stage> … --wandb                 metrics to Weights & Biases too, of every stage of a recipe",
         ]

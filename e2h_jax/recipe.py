@@ -10,8 +10,8 @@ The stage called "sft" works in WORKDIR/sft. Wherever a string of its config hol
 
 Run again, a recipe goes on where it stopped: finished stages are skipped, an interrupted one resumes. A stage whose
 config has changed is refused, and so is one that was made from an earlier run of a stage it reads (because that one's
-folder was deleted meanwhile): the message names the folders to delete. Nothing is ever deleted for you, and all of this
-is checked before the first stage starts.
+folder was deleted meanwhile): the message names the folders to delete. Nothing is ever deleted for you. All of this, and the
+values of every config, is checked before the first stage starts.
 """
 
 import re
@@ -27,7 +27,7 @@ from rich.table import Table
 
 from e2h_jax import stage as stages
 from e2h_jax.config import suggest_field
-from e2h_jax.errors import UserError
+from e2h_jax.errors import UserError, naming
 from e2h_jax.evaluation.report.folders import SHOWN
 from e2h_jax.parallel import hosts
 
@@ -66,6 +66,11 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     for name in config.stages:
         stages.check_folder(*stage_of(config, name), workdir / name)
     _check_inputs(config, workdir)
+    waiting = [name for name in config.stages if not (workdir / name / "done.json").exists()]
+    for name in waiting:
+        _check_values(config, name)
+    if waiting and hosts.process_index() == 0:
+        (workdir / "done.json").unlink(missing_ok=True)  # it told of an earlier run
 
     began = time.perf_counter()
     metrics, seconds, ran = {}, {}, {}
@@ -136,6 +141,15 @@ def check(config: ConfigDict) -> None:
         stages.check_config(stage, stage_config, f"config.{name}")
     for name in config.stages:
         _reads(config, name)
+
+
+def _check_values(config: ConfigDict, name: str) -> None:
+    """Raises what the stage itself would find wrong with its values, when its turn comes, before it reads a file."""
+    stage, stage_config = stage_of(config, name)
+    check_values = getattr(stages.load(stage), "check_values", None)
+    if check_values is not None:
+        with naming(f"config.{name}.", outside=()):
+            check_values(stage_config)
 
 
 def stage_of(config: ConfigDict, name: str) -> tuple[str, ConfigDict]:

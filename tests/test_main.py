@@ -9,8 +9,8 @@ import time
 import pytest
 from ml_collections import ConfigDict
 
+from e2h_jax import __version__, stage
 from e2h_jax import main as command
-from e2h_jax import stage
 
 CONFIG = """
 from toys.toy import defaults
@@ -63,6 +63,17 @@ BAD = {
     "flag without value": (["toy", "--workdir"], "Missing value for flag --workdir"),
     "word too many": (["toy", "tyo", "--workdir=out"], '"tyo" is a word too many'),
     "no workdir": (["toy"], "--workdir=DIR is missing"),
+    "empty workdir": (["toy", "--workdir="], "--workdir is empty; name a folder."),
+    "blank workdir": (["toy", "--workdir", " "], "--workdir is empty; name a folder."),
+    "empty config": (["toy", "--config=", "--workdir=out"], "--config is empty; name a file."),
+    "a space for =": (
+        ["toy", "--config.source", "a.jsonl", "--workdir=out"],
+        '--config.source needs its value behind a "=", without a space: --config.source=a.jsonl',
+    ),
+    "a space, nested": (["toy", "--workdir=out", "-config.optimizer.warmup", "-3"], "-config.optimizer.warmup=-3"),
+    "no value": (["toy", "--config.shuffle", "--workdir=out"], "without a space: --config.shuffle=…"),
+    "no value at the end": (["toy", "--workdir=out", "--config.shuffle"], "without a space: --config.shuffle=…"),
+    "plan, a space for =": (["plan", "--config.seed", "1"], '--config.seed needs its value behind a "=", without a space'),
     "field": (["toy", "--config.stpes=1", "--workdir=out"], '"config.stpes" (did you mean "config.steps"?).'),
     "nested field": (
         ["toy", "--config.optimizer.wramup=1", "--workdir=out"],
@@ -116,6 +127,29 @@ def test_help_of_the_command_lists_the_stages(e2h):
         assert (code, err) == (0, "")
         assert "  toy       Counts to `steps`; stands for a stage in the tests.\n" in out
         assert "  recipe    A recipe: stages in order" in out and "e2h <stage> --help" in out
+
+
+def test_the_version_and_help_in_words(e2h):
+    assert e2h("--version") == (0, f"e2h {__version__}\n", "")
+    for words, flags in ((["help"], ["--help"]), (["help", "toy"], ["toy", "--help"]), (["help", "show"], ["show", "--help"])):
+        assert e2h(*words) == e2h(*flags) and e2h(*words)[0] == 0
+    assert "e2h --version" in e2h("help")[1] and "e2h show runs/quickstart" in e2h("help", "show")[1]
+    code, _, err = e2h("help", "tyo")
+    assert code == 2 and 'did you mean "toy"?' in err
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EPERM])
+def test_what_may_not_be_read_or_written_is_one_sentence(e2h, monkeypatch, number):
+    def run(command):
+        try:
+            raise OSError(number, os.strerror(number), "runs/a/model")
+        except OSError as error:
+            raise ValueError("a save failed") from error
+
+    monkeypatch.setattr(command, "_run", run)
+    code, out, err = e2h("toy", "--workdir=out")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"e2h: runs/a/model: {os.strerror(number).lower()}; change its permissions")
 
 
 def test_help_of_a_stage_shows_its_docstring_and_commented_defaults(e2h):

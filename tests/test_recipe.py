@@ -1,12 +1,15 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
-from e2h_jax import recipe, stage
-from e2h_jax.config import override
+from e2h_jax import main, recipe, stage
+from e2h_jax.config import load_file, override
 from e2h_jax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
 
 
 def chain(**fields):
@@ -178,3 +181,94 @@ def test_a_wrong_recipe_is_refused_before_anything_runs(toy, fields, sentence):
         execute(chain(**fields()), toy / "out")
     assert str(error.value) == sentence
     assert not (toy / "out").exists()
+
+
+def test_values_are_checked_before_the_first_stage_starts(toy, monkeypatch):
+    def check_values(config):
+        if config.steps > 100:
+            raise UserError(f"config.steps={config.steps} is more than config.rate allows.")
+
+    out, config = toy / "out", chain()
+    monkeypatch.setattr(stage.load("toy"), "check_values", check_values, raising=False)
+    override(config, ["third.steps=101"])
+    with pytest.raises(UserError) as error:
+        execute(config, out)
+    assert str(error.value) == "config.third.steps=101 is more than config.third.rate allows."
+    assert ran(out) == {} and not (out / "first").exists()
+    # What has finished is not asked again, as by a version that refuses what an earlier one took.
+    execute(chain(), out)
+    check = stage.load("toy").check_values
+    monkeypatch.setattr(stage.load("toy"), "check_values", lambda config: check(ConfigDict({"steps": 101})))
+    execute(chain(), out)
+
+
+def test_done_json_does_not_tell_of_an_earlier_run(toy):
+    out = toy / "out"
+    execute(chain(), out)
+    execute(chain(), out)
+    assert (out / "done.json").exists()
+    config = chain(third=group(source="{run}/lost"))
+    shutil.rmtree(out / "third")
+    with pytest.raises(UserError, match="there is no .*lost"):
+        execute(config, out)
+    assert not (out / "done.json").exists()
+
+
+QUICKSTART = {
+    "data.source=arithmatic": 'config.data.source="arithmatic" is unknown (did you mean "arithmetic"?)',
+    "base.preset=micor": 'micor',
+    "sft.epochs=0": "config.sft.epochs=0 must be at least 1",
+    "sft.too_long=drp": "config.sft.too_long='drp' must be drop or error",
+    "prm.label_tokens=some": "config.prm.label_tokens='some' must be all or end",
+    "orm.batch_size=7": "config.orm.batch_size=7 does not divide",
+    "samples.top_p=2": "config.samples.top_p in (0, 1]",
+    "samples.limit=-1": "config.samples.limit must be at least 0",
+    "greedy.dtype=int4": "config.greedy.dtype='int4' must be",
+    "score_prm.read_at=somewhere": "config.score_prm.read_at='somewhere' is unknown",
+    "rest_em.choose=some": "config.rest_em.choose='some' must be seed or score",
+    "rest_em.train.microbatches=0": "config.rest_em.train.microbatches=0 must be at least 1",
+    "dpo.beta=0": "config.dpo.beta=0.0 must be above 0",
+    "dpo.validation.every=0": "config.dpo.validation.every must be at least 1",
+    "ppo.gamma=2": "config.ppo.gamma=2.0 and config.ppo.lam=",
+    "ppo_outcome.sample.rows=0": "config.ppo_outcome.sample.rows",
+    "ppo.reward.outcome=some": 'config.ppo.reward.outcome="some" is unknown',
+    "ppo.value_optimizer.b2=1.0": "config.ppo.value_optimizer.b2=1.0",
+    "evaluate.rules=mine": 'config.evaluate.rules: there are no rules "mine"',
+}
+
+
+@pytest.mark.parametrize("assignment", QUICKSTART)
+def test_a_bad_value_of_any_stage_is_told_before_the_first_one_starts(assignment, tmp_path, capsys):
+    arguments = [f"--config={ROOT}/configs/quickstart.py", f"--config.{assignment}", f"--workdir={tmp_path}/run"]
+    assert main.main(["recipe", *arguments]) == 2
+    assert QUICKSTART[assignment] in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir() if path.is_dir()] in ([], [".compiled"])
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "sentence"),
+    [
+        ("labels", {"method": "outcomes"}, 'config.method="outcomes" is unknown'),
+        ("convert", {"source": "x", "shard_gb": -1.0}, "config.shard_gb must be above 0"),
+        ("prepare", {"source": "gsm8k", "format": "csv"}, 'config.format="csv" is unknown'),
+        ("prepare", {"source": "math", "levels": (6,)}, "a level is 1, 2, 3, 4 or 5, not 6"),
+    ],
+)
+def test_stages_that_the_quickstart_has_not(name, fields, sentence):
+    config = stage.load(name).defaults().unlock()
+    config.update(fields)
+    with pytest.raises(UserError) as error:
+        stage.load(name).check_values(config)
+    assert sentence in str(error.value)
+
+
+def test_a_file_that_an_earlier_stage_writes_is_no_mistake():
+    """Of all stages that the quickstart has, and of scoring with a template that an earlier stage makes."""
+    config = load_file(f"{ROOT}/configs/quickstart.py").unlock()
+    config.score_prm.template = "{run}/few_shot/template.json"
+    for name in config.stages:
+        recipe._check_values(config, name)
+
+
+def test_every_stage_can_be_asked():
+    assert all(hasattr(stage.load(name), "check_values") for name in stage.STAGES if name != "recipe")

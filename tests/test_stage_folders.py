@@ -280,3 +280,10 @@ def test_a_recipe_of_b95a7db_is_taken_up(old, capsys):
     summary = stage.execute("recipe", config.lock(), old)
     assert list(summary["metrics"]) == list(RECIPE)
     assert capsys.readouterr().out.count("done already, skipped") == len(RECIPE)
+
+
+def test_a_default_that_has_changed_since_b95a7db_is_shown(old):
+    which, config = as_asked(old / "ppo")
+    config.unlock().whiten_rewards = stage.load("ppo").defaults().whiten_rewards
+    with pytest.raises(UserError, match=r"holds a run with another config \(whiten_rewards: batch -> none\)"):
+        stage.check_folder(which, config, old / "ppo")

@@ -1,4 +1,6 @@
-"""PRMBench: solutions with edited errors. train = problems outside MATH500 (levels 1 to 3 here), test = MATH500's, all levels.
+"""PRMBench: modified questions, and solutions with edited errors, as the benchmark judges them.
+
+train = problems outside MATH500 (levels 1 to 3 here), test = MATH500's, all levels.
 
     e2h prepare --config=configs/data/prmbench.py --workdir=runs/data/prmbench
 

@@ -161,9 +161,15 @@ class Recipe:
         return self._add(f"outcome_labels_{self.size}", "labels", fields) + "/orm/train"
 
     def mixed_labels(self) -> str:
-        """As many labelled steps' records as outcomes'. The paper does not state the ratio."""
+        """As many tokens with a step's label as with an outcome. The paper does not state the ratio.
+
+        Not as many records: the loss is a mean over labelled tokens, and a record of PRM800K is mostly one step behind a long
+        prefix, one of the outcomes a whole solution. One to one by records is about 1 to 6 by tokens, and leaves out most step
+        labels. Records longer than the training's rows are left out before the shares are taken.
+        """
         parts = {"prm": {"path": self.step_labels(), "share": 0.5}, "orm": {"path": self.outcome_labels(), "share": 0.5}}
-        fields = {"source": "mixture", "name": "oprm", "mixture": parts, "seed": self._seed}
+        fields = {"source": "mixture", "name": "oprm", "mixture": parts, "mixture_by": "tokens", "seed": self._seed}
+        fields |= {"max_tokens": 1024, "tokenizer": "EleutherAI/llemma_34b"}  # the 7b's is the same
         return self._add(f"mixed_labels_{self.size}", "prepare", fields) + "/oprm/train"
 
     # Models

@@ -73,7 +73,8 @@ def defaults() -> ml_collections.ConfigDict:
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     """Writes `workdir/model`; returns the summary. Raises UserError for bad settings or data, or if there is no pair."""
-    _check(config)
+    check_values(config)
+    rounds.check_files(config)
 
     def play(this: Round) -> dict:
         this.draw()
@@ -359,8 +360,9 @@ def _counts(pairs: list[dict]) -> dict[str, int]:
     }
 
 
-def _check(config: ml_collections.ConfigDict) -> None:
-    rounds.check(config)
+def check_values(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for values that make no sense, before any file is read: a recipe asks all its stages first."""
+    rounds.check_values(config)
     if config.loss not in LOSSES:
         raise UserError(f"config.loss={config.loss!r} must be one of {', '.join(LOSSES)}")
     if config.beta <= 0:
@@ -381,4 +383,3 @@ def _check(config: ml_collections.ConfigDict) -> None:
         )
     with naming("config.reference_"):
         store.check(config.reference_dtype, config.reference_quantize)
-    rounds.check_training(config)

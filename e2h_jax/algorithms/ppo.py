@@ -29,13 +29,14 @@ from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError, naming, nearest
 from e2h_jax.grading.pool import GradingPool
 from e2h_jax.metrics import MetricsWriter, Seconds
-from e2h_jax.models import lora
+from e2h_jax.models import lora, store
 from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.parallel.programs import Assumed, Program, Unit, prefixed
 from e2h_jax.parallel.rules import axis_size
 from e2h_jax.rewards import judge
 from e2h_jax.rewards.scoring import batch_rows
 from e2h_jax.sampling import sample
+from e2h_jax.sampling.prompts import fitting, prompts_of
 from e2h_jax.sampling.rollout import Sampler
 from e2h_jax.training import optimizer as optimizers
 from e2h_jax.training.checkpoint import Checkpoints
@@ -108,11 +109,15 @@ def defaults() -> ml_collections.ConfigDict:
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     """Trains and writes `workdir/model`; returns the summary. Raises UserError for bad settings or data."""
     workdir = Path(workdir)
-    _check(config)
+    check_values(config)
     mesh = make_mesh(config.mesh)
     actor_critic.check_mesh(config, mesh)
     tokenizer, template = load_tokenizer(config.init), get_template(config.template)
     questions = select_levels(read_many(config.questions, "problem"), config.levels)
+    if config.sample.too_long == "drop":
+        room = min(config.length + 1, store.load_config(config.init)[1].max_length)
+        prompts = prompts_of(tokenizer, questions, template)
+        questions, _ = fitting(questions, prompts, room, config.sample.max_new_tokens, "drop")
     if len(questions) < config.questions_per_step:
         raise UserError(
             f"{config.questions} holds {len(questions)} questions, fewer than config.questions_per_step="
@@ -212,7 +217,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
 
 def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) -> Iterator[Program]:
     """The programs that `run` compiles, see parallel/programs.py. Each runs beside all that the others keep."""
-    _check(config)
+    check_values(config)
     actor_critic.check_mesh(config, mesh, assumed.model)
     models = actor_critic.Models(config, mesh, assumed.model)
     policy = models.policy.params
@@ -305,8 +310,8 @@ def _summary(validated: validation.Validation | None, best: int) -> dict[str, fl
     return accuracies | {"best_step": best}
 
 
-def _check(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError for settings that make no sense."""
+def check_values(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for values that make no sense, before any file is read: a recipe asks all its stages first."""
     for name in ("init", "questions"):
         if not config[name]:
             raise UserError(f"config.{name} is empty")
@@ -345,6 +350,11 @@ def _check(config: ml_collections.ConfigDict) -> None:
     if config.stop_kl and not config.kl.coef:
         raise UserError("config.stop_kl needs the reference policy: set config.kl.coef above 0")
     presets.check(config, defaults())
+    judge.check(config.reward)
+    validation.check(config.validation)
+    optimizers.check(config.optimizer)
+    with naming("config.value_"):
+        optimizers.check(config.value_optimizer)
     if config.value_warmup >= config.steps:
         raise UserError(f"config.value_warmup={config.value_warmup} leaves the policy none of config.steps={config.steps}")
     with naming("config.sample."):

@@ -22,7 +22,6 @@ from e2h_jax.algorithms.rounds import Round, Solution, complete
 from e2h_jax.data.records import read_many
 from e2h_jax.data.storage import digest, write_records
 from e2h_jax.errors import UserError, naming
-from e2h_jax.models import store
 from e2h_jax.parallel.programs import Assumed, Program, prefixed
 
 
@@ -46,7 +45,9 @@ def defaults() -> ml_collections.ConfigDict:
 
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     """Writes `workdir/model`; returns the summary. Raises UserError for bad settings or data, or if nothing is kept."""
-    _check(config)
+    check_values(config)
+    rounds.check_files(config)
+    _demonstrations(config)  # raises
 
     def play(this: Round) -> dict:
         # E-step: which of the policy's solutions are right, as far as answers and reward model can tell.
@@ -135,8 +136,9 @@ def _counts(chosen: list[Solution]) -> dict[str, int]:
     }
 
 
-def _check(config: ml_collections.ConfigDict) -> None:
-    rounds.check(config)
+def check_values(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for values that make no sense, before any file is read: a recipe asks all its stages first."""
+    rounds.check_values(config)
     if config.restart not in ("base", "continue"):
         raise UserError(f"config.restart={config.restart!r} must be base or continue")
     if config.base and config.restart == "continue":
@@ -147,7 +149,3 @@ def _check(config: ml_collections.ConfigDict) -> None:
         raise UserError("config.choose=score needs config.reward_model, the model/ folder of a reward model")
     if config.per_problem < 0:
         raise UserError("config.per_problem must be at least 0 (0 = all)")
-    if config.base and (kind := store.load_config(config.base)[0]) != "policy":
-        raise UserError(f"config.base={config.base} holds a {kind} model where a policy model is needed")
-    _demonstrations(config)
-    rounds.check_training(config)

@@ -50,17 +50,8 @@ def defaults() -> ml_collections.ConfigDict:
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     """Trains and writes `workdir/model`; returns the summary. Raises UserError for bad data or a mesh that does not fit."""
     workdir = Path(workdir)
-    if not config.init:
-        raise UserError("config.init is empty; name the model/ folder of a finished stage")
-    lora.check(config)
+    check_values(config)
     mesh = make_mesh(config.mesh)
-    loop.check(config, mesh)
-    if config.label_tokens not in ("all", "end"):
-        raise UserError(f"config.label_tokens={config.label_tokens!r} must be all or end")
-    if not 0 <= config.lm_wrong <= 1:
-        raise UserError(f"config.lm_wrong={config.lm_wrong} must be a weight from 0 to 1")
-    if config.position_gap < 0:
-        raise UserError("config.position_gap must be at least 0")
     tokenizer = load_tokenizer(config.init)
     graph, model_config, params, frozen = lora.load(config, mesh, "reward")
     if config.lm_loss and not (model_config.lm_head or model_config.tie_embeddings):
@@ -101,6 +92,21 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         "dropped": dropped,
         "tokens": sum(len(example["tokens"]) for example in examples),
     }
+
+
+def check_values(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for values that make no sense, before any file is read: a recipe asks all its stages first."""
+    if not config.init:
+        raise UserError("config.init is empty; name the model/ folder of a finished stage")
+    lora.check(config)
+    loop.check(config, make_mesh(config.mesh))
+    loop.fit_length([], config.length, config.too_long, 0)
+    if config.label_tokens not in ("all", "end"):
+        raise UserError(f"config.label_tokens={config.label_tokens!r} must be all or end")
+    if not 0 <= config.lm_wrong <= 1:
+        raise UserError(f"config.lm_wrong={config.lm_wrong} must be a weight from 0 to 1")
+    if config.position_gap < 0:
+        raise UserError("config.position_gap must be at least 0")
 
 
 def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) -> Iterator[Program]:

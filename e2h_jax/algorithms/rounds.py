@@ -73,8 +73,8 @@ def defaults() -> ml_collections.ConfigDict:
     return config
 
 
-def check(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError for shared fields that make no sense: all that can be seen before anything is drawn."""
+def check_values(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for shared fields, sizes and LoRA settings that make no sense; reads no file."""
     for field in ("init", "questions"):
         if not config[field]:
             what = "the model/ folder of a policy" if field == "init" else "a file of problem records"
@@ -85,11 +85,9 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"config.seed={config.seed} must be at least 0")
     if config.aggregation not in AGGREGATIONS:
         raise UserError(f"config.aggregation={config.aggregation!r} is unknown{nearest(config.aggregation, AGGREGATIONS)}")
-    for field, kind in (("init", "policy"), ("reward_model", "reward")):
-        if config[field] and (found := store.load_config(config[field])[0]) != kind:
-            raise UserError(f"config.{field}={config[field]} holds a {found} model where a {kind} model is needed")
     if config.sample.temperature == 0:
         raise UserError("config.sample.temperature=0 draws the same solution every time; set it above 0")
+    validation.check(config.validation)
     mesh = make_mesh(config.mesh)
     with naming("config.sample."):
         sample.check(config.sample)
@@ -98,10 +96,23 @@ def check(config: ml_collections.ConfigDict) -> None:
         score.check(config.score)
         if config.reward_model:
             score.check_batch(config.score, mesh)
-    for field in ("init", "reward_model"):
-        if config[field]:
-            check_model(mesh, store.load_config(config[field])[1], config[field])
-    get_template(config.template)  # raises
+    with naming("config.train.", outside=("mesh", "init")):
+        loop.check(config.train, mesh)
+        loop.fit_length([], config.train.length, config.train.too_long, 0)
+        lora.check(complete(config.train, init=config.init))
+
+
+def check_files(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for files that cannot be used: all that can be seen before anything is drawn."""
+    mesh = make_mesh(config.mesh)
+    for field, kind in (("init", "policy"), ("base", "policy"), ("reward_model", "reward")):
+        if folder := config.get(field):
+            found, model_config = store.load_config(folder)
+            if found != kind:
+                raise UserError(f"config.{field}={folder} holds a {found} model where a {kind} model is needed")
+            check_model(mesh, model_config, folder)
+    for template in filter(None, (config.template, config.score.template)):
+        get_template(template)  # raises
     questions = read_many(config.questions, "problem")
     if not questions:
         raise UserError(f"config.questions={config.questions} holds no question")
@@ -110,17 +121,6 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"config.questions={config.questions}: every answer is hidden, so that only a reward model can tell good "
             "solutions from bad ones; set config.reward_model"
         )
-
-
-def check_training(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError for sizes or LoRA settings of `config.train` that make no sense, before anything is drawn."""
-    mesh = make_mesh(config.mesh)
-    if base := config.get("base"):  # of ReST-EM
-        check_model(mesh, store.load_config(base)[1], base)
-    with naming("config.train.", outside=("mesh", "init")):
-        loop.check(config.train, mesh)
-        loop.fit_length([], config.train.length, config.train.too_long, 0)
-        lora.check(complete(config.train, init=config.init))
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def _drawing(config: ml_collections.ConfigDict, model: str, seed: int) -> ml_col
 
 def _greedy(config: ml_collections.ConfigDict, model: str) -> ml_collections.ConfigDict:
     """The `sample` stage's config of a validation."""
-    one_each = {"samples": 1, "temperature": 0.0, "levels": (), "limit": 0}
+    one_each = {"samples": 1, "temperature": 0.0, "levels": (), "limit": 0, "too_long": "error"}
     return complete(_drawing(config, model, config.seed), **one_each, problems=config.validation.problems)
 
 

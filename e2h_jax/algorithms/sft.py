@@ -45,9 +45,8 @@ def defaults() -> ml_collections.ConfigDict:
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     """Trains and writes `workdir/model`; returns the summary. Raises UserError for bad data or a mesh that does not fit."""
     workdir = Path(workdir)
-    lora.check(config)
+    check_values(config)
     mesh = make_mesh(config.mesh)
-    loop.check(config, mesh)
 
     # The model: a checkpoint, or a fresh one of the preset's shape with the tokenizer's vocabulary.
     if config.init:
@@ -55,7 +54,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         graph, model_config, params, frozen = lora.load(config, mesh, "policy")
     else:
         tokenizer = load_tokenizer(config.tokenizer)
-        model_config = _fresh(config, len(tokenizer))
+        largest = max(tokenizer.get_vocab().values())
+        model_config = _fresh(config, largest + 1)
+        store.check_ids(largest, model_config, config.tokenizer)
         (graph, params), frozen = store.create("policy", model_config, mesh, config.seed), None
 
     # The data: one example per solution, EOS at its end.
@@ -90,6 +91,15 @@ def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) ->
     graph, _, params, frozen = lora.load(config, mesh, "policy", fresh or assumed.model(config.init))
     example = language_model_example(BLANK, config.train_on_prompt)
     yield from loop.programs(config, mesh, params, make_loss(graph), example, assumed.steps, frozen)
+
+
+def check_values(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for values that make no sense, before any file is read: a recipe asks all its stages first."""
+    lora.check(config)
+    loop.check(config, make_mesh(config.mesh))
+    loop.fit_length([], config.length, config.too_long, 0)
+    if not config.init:
+        get_preset(config.preset)  # raises
 
 
 def _fresh(config: ml_collections.ConfigDict, vocabulary: int) -> LlamaConfig:

@@ -42,6 +42,13 @@ def defaults() -> ml_collections.ConfigDict:
     return config
 
 
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for values that make no sense; reads no file."""
+    if config.every < 1 or config.shown < 0:
+        raise UserError("config.validation.every must be at least 1 and config.validation.shown at least 0")
+    check_levels(config.easy_levels, config.hard_levels, "config.validation")
+
+
 class Validation:
     """The validations of one run.
 
@@ -52,9 +59,7 @@ class Validation:
 
     def __init__(self, config: ml_collections.ConfigDict, template: str, workdir: Path, pool: GradingPool):
         """Reads the problems, and what `workdir` holds of an interrupted run. UserError for settings that do not fit them."""
-        if config.every < 1 or config.shown < 0:
-            raise UserError("config.validation.every must be at least 1 and config.validation.shown at least 0")
-        check_levels(config.easy_levels, config.hard_levels, "config.validation")
+        check(config)
         self.problems = read_many(config.problems, "problem")
         for problem in self.problems:
             if not has_answer(problem):

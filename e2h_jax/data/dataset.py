@@ -37,8 +37,7 @@ def write_dataset(
     Raises:
       UserError: another data set of this name is there, or nothing at all came of the source.
     """
-    if form not in FORMATS:
-        raise UserError(f'config.format="{form}" is unknown{nearest(form, FORMATS)}; there are {", ".join(FORMATS)}.')
+    check_format(form)
     final = dataset_folder(workdir, name, form)
     if (final / "card.json").is_file():
         facts = json.loads((final / "card.json").read_text(encoding="utf-8"))
@@ -69,6 +68,12 @@ def write_dataset(
     final.parent.mkdir(parents=True, exist_ok=True)
     partial.rename(final)
     return facts
+
+
+def check_format(form: str) -> None:
+    """Raises UserError for a format that there is not."""
+    if form not in FORMATS:
+        raise UserError(f'config.format="{form}" is unknown{nearest(form, FORMATS)}; there are {", ".join(FORMATS)}.')
 
 
 def dataset_folder(workdir: Path, name: str, form: str) -> Path:

@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 
 from e2h_jax.data import arithmetic, dataset
 from e2h_jax.data.cards import Card
-from e2h_jax.data.catalog import CATALOG, COMMON, Entry
+from e2h_jax.data.catalog import CATALOG, COMMON
 from e2h_jax.data.few_shot import write_few_shot
 from e2h_jax.data.lengths import within
 from e2h_jax.data.sources import rerank_pool
@@ -79,34 +79,26 @@ def defaults() -> ConfigDict:
 def run(config: ConfigDict, workdir: Path) -> dict:
     """Writes the source's records into `workdir`; returns counts. Raises UserError for bad settings or data."""
     workdir = Path(workdir)
+    check_values(config)
+    return FILES[config.source](config, workdir) if config.source in FILES else _prepare(config, workdir)
+
+
+def check_values(config: ConfigDict) -> None:
+    """Raises UserError for values that make no sense, before any file is read: a recipe asks all its stages first."""
     if config.source in FILES:
-        return FILES[config.source](config, workdir)
+        return
     if config.source not in CATALOG:
         known = (*CATALOG, *FILES)
         raise UserError(
             f'config.source="{config.source}" is unknown{nearest(config.source, known)}; there are: {", ".join(known)}.'
         )
-    entry = CATALOG[config.source]
-    made = config.records or next(iter(entry.kinds))
-    if made not in entry.kinds:
+    entry, given, preset = CATALOG[config.source], config.to_dict(), defaults().to_dict()
+    if config.records and config.records not in entry.kinds:
         raise UserError(
             f'config.records="{config.records}": of {config.source} only {", ".join(entry.kinds)} records can be made.'
         )
-    config = config.copy_and_resolve_references().unlock()
-    config.records = made
-    return _prepare(config.lock(), workdir, entry)
-
-
-def show(workdir: Path) -> str:
-    """What `e2h prepare --show` prints: the card and some records of what is in `workdir`."""
-    return dataset.show(workdir)
-
-
-def _prepare(config: ConfigDict, workdir: Path, entry: Entry) -> dict:
-    template, kind, preset = get_template(config.template), entry.kinds[config.records], defaults()
-    read = (*COMMON, *entry.fields)
     for field in preset:
-        if field not in (*read, "arithmetic") and config[field] != preset[field]:
+        if field not in (*COMMON, *entry.fields, "arithmetic") and given[field] != preset[field]:
             raise UserError(f'config.{field} is set, but source "{config.source}" does not read it; leave it out.')
     if wrong := set(config.levels) - {1, 2, 3, 4, 5}:
         raise UserError(f"config.levels={tuple(config.levels)}: a level is 1, 2, 3, 4 or 5, not {min(wrong)}.")
@@ -114,6 +106,21 @@ def _prepare(config: ConfigDict, workdir: Path, entry: Entry) -> dict:
         raise UserError("config.max_tokens counts tokens: set config.tokenizer to a folder or Hub name.")
     if config.vocab_size:
         check_vocab_size(config.vocab_size)
+    dataset.check_format(config.format)
+
+
+def show(workdir: Path) -> str:
+    """What `e2h prepare --show` prints: the card and some records of what is in `workdir`."""
+    return dataset.show(workdir)
+
+
+def _prepare(config: ConfigDict, workdir: Path) -> dict:
+    entry = CATALOG[config.source]
+    config = config.copy_and_resolve_references().unlock()
+    config.records = config.records or next(iter(entry.kinds))
+    config.lock()
+    template, kind = get_template(config.template), entry.kinds[config.records]
+    read = (*COMMON, *entry.fields)
     card = Card(entry.source)
     tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else None
     if tokenizer is not None:

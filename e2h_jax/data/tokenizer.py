@@ -48,7 +48,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     try:
         tokenizer = _transformers().AutoTokenizer.from_pretrained(str(folder), local_files_only=local)
     except Exception as error:  # of a damaged file it may be any
-        what = "the folder holds none" if local else "there is neither a folder nor a Hub entry of this name"
+        what = "the folder holds none that can be read" if local else "there is neither a folder nor a Hub entry of this name"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"tokenizer: cannot load {folder}; {what} ({reason}).") from error
     if not tokenizer.is_fast:

@@ -67,7 +67,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict:
     Raises:
       UserError: a field, a file or a record is wrong, or samples or scores are missing.
     """
-    _check(config)
+    check_values(config)
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     adopted = dict(config.headline)
@@ -124,7 +124,8 @@ def run(config: ConfigDict, workdir: str | Path) -> dict:
     return _summary(results, adopted)
 
 
-def _check(config: ConfigDict) -> None:
+def check_values(config: ConfigDict) -> None:
+    """Raises UserError for values that make no sense, before any file is read: a recipe asks all its stages first."""
     if not config.generators:
         raise UserError("config.generators is empty; name at least one, as the comment in defaults() shows.")
     if config.rules not in RULES:

@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 from e2h_jax.errors import UserError
 from e2h_jax.models import arrays, evaluators, hub, store
-from e2h_jax.models.families import FAMILIES, read_config, write_config
+from e2h_jax.models.families import FAMILIES, check_types, read_config, write_config
+from e2h_jax.models.llama import LlamaConfig
 from e2h_jax.models.tensors import Tensor, checkpoint_tensors, parameter_shapes
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -42,7 +43,9 @@ def defaults() -> ml_collections.ConfigDict:
     config.to = "model"  # model: WORKDIR/model, for our stages | huggingface: WORKDIR/huggingface, for transformers and vLLM
     config.reward = ""  # import: as an evaluator of this kind (docs/models.md); "" = what its architecture says
     config.revision = ""  # of the Hub's repository: a branch, tag or commit; "" = main
-    config.dtype = ""  # of the weights written: float32 | bfloat16 | float16; "" = as they are
+    # Of the weights written: float32 | bfloat16 | float16; "" = as they are. What is imported computes in it too (float16: in
+    # bfloat16).
+    config.dtype = ""
     config.vocab_size = 0  # import: keep so many rows of embedding and head (llemma_7b: 32016 there, 32000 in use); 0 = all
     config.remat = "full"  # import: what training recomputes: none | dots | full, see models/llama.py
     config.shard_gb = 5.0  # export: size of a file at most, in GB
@@ -54,6 +57,28 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
 
     Raises UserError for whatever is missing, damaged or unsupported in the source, each in a sentence of its own.
     """
+    check_values(config)
+    target = Path(workdir) / config.to
+    if target.exists():
+        # Written by a run that was killed before the stage could be said to be done?
+        made = hub.read_json(target / MADE) if (target / MADE).exists() else {}
+        asked, summary = (hub.field(made, name, "an object", target / MADE) for name in ("config", "summary"))
+        # An older version had fewer fields.
+        if not asked or summary is None or _as_json(defaults()) | asked != _as_json(config):
+            raise UserError(f"{target} is there already; delete it, or use another --workdir")
+        return summary
+    if jax.distributed.is_initialized():
+        # Orbax lets all processes of a job write together: a process that knows of no job writes alone.
+        alone = ProcessPoolExecutor(1, get_context("spawn"), _alone)
+        try:
+            return alone.submit(run, config, workdir).result()
+        finally:
+            alone.shutdown(wait=False)  # told to stop, this process ends at once, and the other with it
+    return (_import if config.to == "model" else _export)(config, target)
+
+
+def check_values(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for values that make no sense, before any file is read: a recipe asks all its stages first."""
     if not config.source:
         raise UserError("config.source is empty; name a model of the Hugging Face Hub or a folder")
     if config.to not in ("model", "huggingface"):
@@ -64,21 +89,6 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         raise UserError(f"config.remat={config.remat!r} must be one of {', '.join(store.REMATS)}")
     if config.shard_gb <= 0:
         raise UserError("config.shard_gb must be above 0")
-    target = Path(workdir) / config.to
-    if target.exists():
-        # Written by a run that was killed before the stage could be said to be done?
-        made = hub.read_json(target / MADE) if (target / MADE).exists() else {}
-        if made.get("config") != _as_json(config):
-            raise UserError(f"{target} is there already; delete it, or use another --workdir")
-        return made["summary"]
-    if jax.distributed.is_initialized():
-        # Orbax lets all processes of a job write together: a process that knows of no job writes alone.
-        alone = ProcessPoolExecutor(1, get_context("spawn"), _alone)
-        try:
-            return alone.submit(run, config, workdir).result()
-        finally:
-            alone.shutdown(wait=False)  # told to stop, this process ends at once, and the other with it
-    return (_import if config.to == "model" else _export)(config, target)
 
 
 def _alone() -> None:
@@ -92,6 +102,7 @@ def _import(config: ml_collections.ConfigDict, target: Path) -> dict:
     if (folder / "model.json").exists():
         raise UserError(f"{folder} is a model/ folder already; to export it, set config.to=huggingface")
     text = hub.read_json(folder / "config.json")
+    check_types(text, str(folder / "config.json"))
     evaluator = evaluators.choose(config.reward, text)
     own = {"classes": evaluator.classes, "own_code": evaluator.own_code} if evaluator else {}
     stored_config = read_config(text, str(folder / "config.json"), **own)
@@ -99,6 +110,9 @@ def _import(config: ml_collections.ConfigDict, target: Path) -> dict:
     if not 0 < rows <= stored_config.vocab_size:
         raise UserError(f"config.vocab_size={rows} must be 0 (all) or at most the model's {stored_config.vocab_size}")
     model_config = dataclasses.replace(stored_config, vocab_size=rows, remat=config.remat)
+    if config.dtype:
+        model_config = dataclasses.replace(model_config, dtype="float32" if config.dtype == "float32" else "bfloat16")
+    _check_tokenizer(folder, model_config, config.vocab_size)
 
     checkpoint = hub.Checkpoint(folder)
     kind, head, head_tensors = "policy", {}, {}
@@ -142,6 +156,15 @@ def _import(config: ml_collections.ConfigDict, target: Path) -> dict:
         reads = {"template": evaluator.template, "read_at": evaluator.read_at} if evaluator else None
         store.save_description(partial, kind, model_config, reads)
     return summary
+
+
+def _check_tokenizer(folder: Path, model_config: LlamaConfig, cropped: int) -> None:
+    """Raises UserError unless the folder's tokenizer can be read, and the model has an embedding of each of its ids."""
+    hub.check_texts(folder)
+    largest = hub.largest_id(folder)
+    if cropped and largest is not None and largest >= cropped:
+        raise UserError(f"config.vocab_size={cropped} cuts off ids of the tokenizer, which go up to {largest}; raise it")
+    store.check_ids(largest, model_config, folder)
 
 
 def _export(config: ml_collections.ConfigDict, target: Path) -> dict:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from e2h_jax.errors import UserError, nearest
+from e2h_jax.models.hub import field
 from e2h_jax.models.llama import LlamaConfig
 from e2h_jax.models.rotary import KINDS, RopeScaling
 
@@ -73,6 +74,23 @@ SIZES = (
     "max_position_embeddings",
 )
 
+TYPES = {  # of every field that is read, see hub.KINDS; null stands for an absent one
+    **dict.fromkeys((*SIZES, "head_dim", "sliding_window", "max_window_layers"), "a whole number"),
+    **dict.fromkeys(("rms_norm_eps", "rope_theta", "partial_rotary_factor"), "a number above 0"),
+    **dict.fromkeys(("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"), "true or false"),
+    **dict.fromkeys(("model_type", "hidden_act", "dtype", "torch_dtype"), "a text"),
+    **dict.fromkeys(("architectures", "layer_types"), "a list of texts"),
+    **dict.fromkeys(("rope_scaling", "rope_parameters", "id2label"), "an object"),
+    "original_max_position_embeddings": "a number above 0",
+}
+ROPE_TYPES = {
+    **dict.fromkeys(("rope_type", "type"), "a text"),
+    **dict.fromkeys(("factor", "original_max_position_embeddings", "rope_theta", "partial_rotary_factor"), "a number above 0"),
+    **dict.fromkeys(("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor"), "a number above 0"),
+    **dict.fromkeys(("mscale", "mscale_all_dim"), "a number"),
+    "truncate": "true or false",
+}
+
 ROPE_FIELDS = {  # rope_scaling of config.json: RopeScaling
     "factor": "factor",
     "original_max_position_embeddings": "original_length",
@@ -91,6 +109,15 @@ ROPE_USES = {  # the fields of rope_scaling that count, by kind
 }
 
 
+def check_types(text: Mapping[str, Any], where: str) -> None:
+    """Raises UserError for a field of a config.json that is of another type than it must be."""
+    for name, kind in TYPES.items():
+        field(text, name, kind, where)
+    for group in ("rope_parameters", "rope_scaling"):
+        for name, kind in ROPE_TYPES.items():
+            field(text.get(group) or {}, name, kind, f"{where}: {group}")
+
+
 def read_config(text: Mapping[str, Any], where: str, classes: str = "ForCausalLM", own_code: bool = False) -> LlamaConfig:
     """The network that a config.json describes.
 
@@ -101,17 +128,25 @@ def read_config(text: Mapping[str, Any], where: str, classes: str = "ForCausalLM
 
     Raises:
       UserError: a kind of model, of activation, of rotary scaling or of window that this network does not have, or a field
-        that is missing.
+        that is missing or of another type than it must be.
     """
+    check_types(text, where)
     family = _family(text, where, classes, own_code)
-    given = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False} | dict(FAMILIES[family].defaults) | dict(text)
+    given = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False} | dict(FAMILIES[family].defaults)
+    nullable = ("sliding_window", "head_dim", "num_key_value_heads")  # null is not the default there
+    given |= {name: value for name, value in text.items() if value is not None or name in nullable}
     if given.get("num_key_value_heads") is None:
         given["num_key_value_heads"] = given.get("num_attention_heads")
     for name in SIZES:
-        if not isinstance(given.get(name), int) or given[name] < 1:
+        if given.get(name) is None or given[name] < 1:
             raise UserError(f"{where}: {name} is {given.get(name)!r}, which is not a whole number above 0.")
     if given.get("head_dim") is None:
         given["head_dim"] = given["hidden_size"] // given["num_attention_heads"]
+    if given["head_dim"] < 2 or given["head_dim"] % 2:
+        raise UserError(f"{where}: heads of size {given['head_dim']} cannot be rotated; head_dim must be even.")
+    for name in ("sliding_window", "max_window_layers"):
+        if (given.get(name) or 0) < 0:
+            raise UserError(f"{where}: {name} is {given[name]}, which is below 0.")
     if given["num_attention_heads"] % given["num_key_value_heads"]:
         raise UserError(
             f"{where}: num_attention_heads={given['num_attention_heads']} does not divide by "

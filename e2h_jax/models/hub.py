@@ -7,7 +7,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ TEXT_FILES = (  # what travels along with the weights, as it is
     "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json",
 )  # fmt: skip
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+LFS = b"version https://git-lfs"  # how the file begins that Git leaves in place of one that was not fetched
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -50,9 +51,41 @@ def find(source: str, revision: str = "") -> Path:
         raise UserError(f"config.source: {source} is no folder, and the Hub does not give it ({reason}).") from error
 
 
+def check_whole(path: Path) -> None:
+    """Raises UserError for a file that is empty, or that Git LFS has not fetched."""
+    with open(path, "rb") as file:
+        start = file.read(len(LFS))
+    if not start:
+        raise UserError(f"{path} is empty; download it again.")
+    if start == LFS:
+        raise UserError(f"{path} is a pointer of Git LFS, not the file itself; fetch it by `git lfs pull`.")
+
+
+KINDS = {  # what a value may be, in words, and how that is seen
+    "a whole number": lambda value: type(value) is int,
+    "a number": lambda value: type(value) in (int, float) and math.isfinite(value),
+    "a number above 0": lambda value: type(value) in (int, float) and math.isfinite(value) and value > 0,
+    "true or false": lambda value: type(value) is bool,
+    "a text": lambda value: type(value) is str,
+    "a list": lambda value: type(value) is list,
+    "a list of texts": lambda value: type(value) is list and all(type(entry) is str for entry in value),
+    "an object": lambda value: type(value) is dict,
+    "an object of texts": lambda value: type(value) is dict and all(type(entry) is str for entry in value.values()),
+}
+
+
+def field(document: Mapping[str, Any], name: str, kind: str, where: object) -> Any:
+    """A field of a JSON document, None where it is absent or null; UserError unless it is of this kind (`KINDS`)."""
+    value = document.get(name)
+    if value is not None and not KINDS[kind](value):
+        raise UserError(f"{where}: {name} is {json.dumps(value)[:60]}, which is not {kind}.")
+    return value
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; UserError when there is none."""
     try:
+        check_whole(path)
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path.parent} holds no {path.name}; a model of the Hub has one.") from None
@@ -63,12 +96,39 @@ def read_json(path: Path) -> dict[str, Any]:
     return document
 
 
-def copy_texts(source: Path, target: Path) -> None:
-    """Copies tokenizer and generation config. UserError when there is no tokenizer."""
+def check_texts(source: Path) -> None:
+    """Raises UserError where there is no tokenizer, or one of its files or the generation config is damaged."""
     if not any((source / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise UserError(
             f"{source} holds no tokenizer (tokenizer.json or tokenizer.model); put the model's own beside its weights."
         )
+    for path in (source / name for name in TEXT_FILES if (source / name).exists()):
+        read_json(path) if path.suffix == ".json" else check_whole(path)
+    # tokenizer.model counts where it is alone; beside a tokenizer.json it may be of another library.
+    known = (("tokenizer.json", _read_tokenizer), ("tokenizer.model", _read_pieces))
+    for path, read in [(source / name, read) for name, read in known if (source / name).exists()][:1]:
+        try:
+            read(path)
+        except Exception as error:  # neither library has a class of its own
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"{path} holds no tokenizer that can be read ({reason}); download it again.") from None
+
+
+def _read_tokenizer(path: Path) -> int:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(path)).get_vocab_size()
+
+
+def _read_pieces(path: Path) -> int:
+    from sentencepiece import SentencePieceProcessor
+
+    return SentencePieceProcessor(model_file=str(path)).get_piece_size()
+
+
+def copy_texts(source: Path, target: Path) -> None:
+    """Copies tokenizer and generation config, after `check_texts`."""
+    check_texts(source)
     for name in TEXT_FILES:
         if (source / name).exists():
             shutil.copyfile(source / name, target / name)
@@ -85,17 +145,46 @@ def write_generation(folder: Path, tokenizer: Any) -> None:
 
 def special_ids(folder: Path) -> dict[str, Any]:
     """{"eos_token_id": …, …} of a folder: what its generation config says, and of what it does not say, the tokenizer's."""
-    ids = {}
-    if (folder / "tokenizer_config.json").exists() and (folder / "tokenizer.json").exists():
-        added = {token["content"]: token["id"] for token in read_json(folder / "tokenizer.json").get("added_tokens", ())}
-        texts = read_json(folder / "tokenizer_config.json")
-        for name in ("bos_token", "eos_token", "pad_token"):
+    ids, special = {}, ("bos_token", "eos_token", "pad_token")
+    if (path := folder / "tokenizer_config.json").exists() and (folder / "tokenizer.json").exists():
+        added, texts = added_tokens(folder / "tokenizer.json"), read_json(path)
+        for name in special:
             text = texts.get(name)
-            ids[f"{name}_id"] = added.get(text["content"] if isinstance(text, dict) else text)
-    if (folder / "generation_config.json").exists():
-        generation = read_json(folder / "generation_config.json")
-        ids |= {name: generation[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in generation}
+            text = field(text, "content", "a text", f"{path}: {name}") if isinstance(text, dict) else text
+            ids[f"{name}_id"] = added.get(field({name: text}, name, "a text", path))
+    if (path := folder / "generation_config.json").exists():
+        generation = read_json(path)
+        for name in (f"{name}_id" for name in special if f"{name}_id" in generation):
+            several = isinstance(generation[name], list)
+            for value in generation[name] if several else [generation[name]]:
+                field({name: value}, name, "a whole number", path)
+            ids[name] = generation[name]
     return {name: value for name, value in ids.items() if value is not None}
+
+
+def added_tokens(path: Path) -> dict[str, int]:
+    """{text: id} of the tokens that a tokenizer.json lists beside its vocabulary."""
+    tokens = field(read_json(path), "added_tokens", "a list", path) or []
+    for token in tokens:
+        if not KINDS["an object"](token) or type(token.get("content")) is not str or type(token.get("id")) is not int:
+            raise UserError(f"{path}: added_tokens holds {json.dumps(token)[:60]}, which is no token with content and id.")
+    return {token["content"]: token["id"] for token in tokens}
+
+
+def largest_id(folder: Path) -> int | None:
+    """The largest id that the tokenizer in `folder` can give: by tokenizer.json, else tokenizer.model; None without either."""
+    path = Path(folder) / "tokenizer.json"
+    if not path.exists():
+        pieces = path.with_suffix(".model")
+        return _read_pieces(pieces) - 1 if pieces.exists() else None
+    vocabulary = (field(read_json(path), "model", "an object", path) or {}).get("vocab", {})
+    if isinstance(vocabulary, list):  # of Unigram: a token's place is its id
+        ids = [len(vocabulary) - 1]
+    else:
+        ids = list((field({"vocab": vocabulary}, "vocab", "an object", path) or {}).values())
+        if wrong := next((value for value in ids if type(value) is not int), None):
+            raise UserError(f"{path}: the vocabulary holds the id {wrong!r}, which is not a whole number.")
+    return max([*ids, *added_tokens(path).values()], default=None)
 
 
 class Entry(NamedTuple):
@@ -146,7 +235,8 @@ class Checkpoint:
 
 def _shards(folder: Path) -> list[str]:
     if (folder / INDEX).exists():
-        files = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
+        where = field(read_json(folder / INDEX), "weight_map", "an object of texts", folder / INDEX)
+        files = sorted(set((where or {}).values()))
         for name in files:
             if not (folder / name).exists():
                 raise UserError(f"{folder / INDEX} names {name}, which is not there; download it again.")
@@ -161,6 +251,7 @@ def _shards(folder: Path) -> list[str]:
 
 def _open(path: Path) -> Any:
     try:
+        check_whole(path)
         return safe_open(path, framework="numpy", backend="pread")  # mapped pages would count as memory
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged or cut off ({error}); download it again.") from None

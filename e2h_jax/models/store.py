@@ -84,11 +84,33 @@ def load_config(folder: Path | Described) -> tuple[str, LlamaConfig]:
     path = Path(folder) / "model.json"
     if not path.exists():
         raise UserError(f"{folder} holds no model (no model.json); give the model/ folder of a finished sft or reward stage")
-    description = json.loads(path.read_text())
-    fields = description["config"]
-    if fields.get("rope_scaling") is not None:
-        fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
-    return description["kind"], LlamaConfig(**fields)
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        kind, fields = description["kind"], description["config"]
+        if fields.get("rope_scaling") is not None:
+            fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+        config = LlamaConfig(**fields)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        remedy = "it is damaged, or of a newer version of e2h_jax"
+        raise UserError(f"{path} does not describe a model ({str(error).splitlines()[0]}); {remedy}") from None
+    for part in (config, *filter(None, [config.rope_scaling])):
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            allowed = (int, float) if field.type is float else field.type
+            if not isinstance(value, allowed) or isinstance(value, bool) and field.type is not bool:
+                raise UserError(f"{path}: {field.name} is {value!r}; the file is damaged")
+    if kind not in KINDS:
+        raise UserError(f"{path}: kind is {kind!r}, which is neither policy nor reward; the file is damaged")
+    return kind, config
+
+
+def check_ids(largest: int | None, config: LlamaConfig, tokenizer: object) -> None:
+    """Raises UserError for a tokenizer whose largest id (None = unknown) the model has no embedding of."""
+    if largest is not None and largest >= config.vocab_size:
+        raise UserError(
+            f"{tokenizer}: the tokenizer has ids up to {largest}, but the model has embeddings of {config.vocab_size} ids, "
+            f"up to {config.vocab_size - 1}; put the tokenizer there that the model was trained with"
+        )
 
 
 def identity(folder: Path) -> str:
@@ -121,7 +143,8 @@ def load(
       changes: replace fields of the config that do not change parameters (dtype, remat, unroll).
 
     Raises:
-      UserError: a reward model is asked to be a policy, or a dtype or a quantisation is unknown.
+      UserError: a reward model is asked to be a policy, a dtype or a quantisation is unknown, or the tokenizer beside the model
+        has ids that it does not have.
     """
     stored_kind, config = load_config(folder)
     config = dataclasses.replace(config, **changes)
@@ -133,6 +156,7 @@ def load(
     check_model(mesh, config, "the model" if described else str(folder))
     if described:
         return _describe(kind, config, mesh, param_dtype, quantize)
+    check_ids(hub.largest_id(folder), config, folder)
     _, stored = abstract(stored_kind, config)
     target = jax.tree.map(
         lambda param, sharding: param.replace(

@@ -32,7 +32,7 @@ from pathlib import Path
 
 from absl import flags
 
-from e2h_jax.config import load_file
+from e2h_jax.config import assignments, load_file
 from e2h_jax.errors import UserError, nearest
 from e2h_jax.planning import topologies
 
@@ -60,10 +60,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def parse(arguments: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
     """The flags, and the assignments to the config; UserError for a flag that there is not."""
-    overrides = [argument.split(".", 1)[1] for argument in arguments if re.match(r"--?config\.", argument)]
+    overrides, rest = assignments(arguments)
     # --prompt-tokens is --prompt_tokens, too.
-    rest = [re.sub(r"^--[\w-]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), argument) for argument in arguments]
-    rest = [argument for argument in rest if not re.match(r"--?config\.", argument)]
+    rest = [re.sub(r"^--[\w-]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), argument) for argument in rest]
     values = flags.FlagValues()
     flags.DEFINE_string("config", "", "", flag_values=values)
     flags.DEFINE_list("topology", [], "", flag_values=values)

@@ -47,6 +47,19 @@ def defaults() -> ConfigDict:
     return config.lock()
 
 
+def check(config: ConfigDict) -> None:
+    """Raises UserError for values of `config.reward` that make no sense; reads no file."""
+    shaping.check(config)
+    if config.grade_workers < 0:
+        raise UserError(f"config.reward.grade_workers={config.grade_workers} must be at least 0 (0 = one per core)")
+    if config.process != "none" and not config.model:
+        raise UserError('config.reward.model is empty; name the model/ folder of a reward model, or set process to "none"')
+    if config.read_at and config.read_at not in READ_AT:
+        raise UserError(f'config.reward.read_at="{config.read_at}" is unknown{nearest(config.read_at, READ_AT)}')
+    with naming("config.reward."):
+        store.check(config.dtype, config.quantize)
+
+
 class Judge:
     """Rewards of rollouts; use it as a context manager, or `close` it (its grading processes end)."""
 
@@ -61,9 +74,7 @@ class Judge:
         Raises:
           UserError: settings that make no sense, or a reward model that cannot be read, or not with this policy.
         """
-        shaping.check(config)
-        if config.grade_workers < 0:
-            raise UserError(f"config.reward.grade_workers={config.grade_workers} must be at least 0 (0 = one per core)")
+        check(config)
         self._config, self._tokenizer, self._template = config, policy_tokenizer, template
         self._original = config.rules == "original"
         if self._original and template.name != "e2h":
@@ -202,13 +213,9 @@ class _RewardModel:
     """A frozen reward model with its tokenizer and its template."""
 
     def __init__(self, config: ConfigDict, mesh: Mesh):
-        if not config.model:
-            raise UserError('config.reward.model is empty; name the model/ folder of a reward model, or set process to "none"')
         self._scorer, self._row_length = load_scorer(config, mesh, Path(config.model))
         reads = {"template": "e2h", "read_at": "separator_last"} | store.load_reads(config.model)
         self._read_at = config.read_at or reads["read_at"]
-        if self._read_at not in READ_AT:
-            raise UserError(f'config.reward.read_at="{self._read_at}" is unknown{nearest(self._read_at, READ_AT)}')
         self.tokenizer, self.template = load_tokenizer(config.model), get_template(config.template or reads["template"])
         check_tag(self.tokenizer, self.template)
         self._packing = {"tokens_per_batch": config.tokens_per_batch, "shards": axis_size(mesh, "batch"), "granularity": 1}

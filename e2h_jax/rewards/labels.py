@@ -58,21 +58,25 @@ def defaults() -> ConfigDict:
 
 def run(config: ConfigDict, workdir: Path) -> dict:
     """Writes a data set of labelled records and its card; returns counts. Raises UserError for bad settings or data."""
-    methods = {"outcome": _outcomes, "completions": _from_completions}
-    if config.method not in methods:
-        raise UserError(f'config.method="{config.method}" is unknown{nearest(config.method, methods)}; {" or ".join(methods)}.')
+    check_values(config)
+    card = Card(f"Our own generator's solutions of {config.problems}, graded.")
+    grader = _Grader(config, card)
+    stream = (("train", record) for record in METHODS[config.method](config, grader, card))
+    name = config.name or {"outcome": "orm", "completions": "prm"}[config.method]
+    facts = write_dataset(Path(workdir), name, "labelled", stream, card, as_json(config.to_dict()), config.format)
+    return facts["splits"]["train"] | facts["counts"] | {"fingerprint": facts["fingerprint"]}
+
+
+def check_values(config: ConfigDict) -> None:
+    """Raises UserError for values that make no sense, before any file is read: a recipe asks all its stages first."""
+    if config.method not in METHODS:
+        raise UserError(f'config.method="{config.method}" is unknown{nearest(config.method, METHODS)}; {" or ".join(METHODS)}.')
     if config.estimate not in ("hard", "soft"):
         raise UserError(f'config.estimate="{config.estimate}" must be hard or soft.')
     if config.per_problem < 0 or (config.ratio and config.ratio < 1):
         raise UserError("config.per_problem must be at least 0, and config.ratio at least 1 (or 0).")
     if not 0 <= config.max_no_answer <= 1:
         raise UserError(f"config.max_no_answer={config.max_no_answer} is a share from 0 to 1 (1 = never refuse).")
-    card = Card(f"Our own generator's solutions of {config.problems}, graded.")
-    grader = _Grader(config, card)
-    stream = (("train", record) for record in methods[config.method](config, grader, card))
-    name = config.name or {"outcome": "orm", "completions": "prm"}[config.method]
-    facts = write_dataset(Path(workdir), name, "labelled", stream, card, as_json(config.to_dict()), config.format)
-    return facts["splits"]["train"] | facts["counts"] | {"fingerprint": facts["fingerprint"]}
 
 
 def show(workdir: Path) -> str:
@@ -247,3 +251,6 @@ def _record(problem: dict, sample: dict, steps: Sequence[str], labels: Sequence[
         "sample": sample["sample"],
         "eos": sample["finish"] == "stop",
     }
+
+
+METHODS = {"outcome": _outcomes, "completions": _from_completions}

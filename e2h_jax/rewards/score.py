@@ -56,16 +56,13 @@ def defaults() -> ml_collections.ConfigDict:
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     """Writes `workdir/scored-*.jsonl`: each sample with its `step_scores`. Raises UserError for bad settings or data."""
     workdir = Path(workdir)
-    if not config.model:
-        raise UserError("config.model is empty; name the model/ folder of a finished stage")
-    check(config)
+    check_values(config)
     if store.load_config(config.model)[0] != "reward":  # `load` would give a policy a fresh head, for training
         raise UserError(
             f"{config.model} holds a policy model where a reward model is needed "
             "(an evaluator of the Hub becomes one by `e2h convert --config.reward=…`)"
         )
     mesh = make_mesh(config.mesh)
-    check_batch(config, mesh)
     graph, model_config, params = store.load_frozen(Path(config.model), mesh, "reward", config.dtype, config.quantize)
     reads = {"template": "e2h", "read_at": "separator_last"} | store.load_reads(config.model)
     for name in reads:
@@ -176,6 +173,14 @@ def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) ->
     yield from Scorer(graph, params, mesh).programs(rows, length, {"parameters": params}, unit, runs)
 
 
+def check_values(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for values that make no sense, before any file is read: a recipe asks all its stages first."""
+    if not config.model:
+        raise UserError("config.model is empty; name the model/ folder of a finished stage")
+    check(config)
+    check_batch(config, make_mesh(config.mesh))
+
+
 def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     """Raises UserError for a batch in which a shard of the mesh has less than one row."""
     name, shards = "row_length" if config.row_length else "length_bucket", axis_size(mesh, "batch")
@@ -194,6 +199,4 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError("config.tokens_per_batch and config.length_bucket must be at least 1, config.row_length at least 0")
     if config.too_long not in ("error", "zero"):
         raise UserError(f"config.too_long={config.too_long!r} must be error or zero")
-    if config.template:
-        get_template(config.template)  # raises
     store.check(config.dtype, config.quantize)

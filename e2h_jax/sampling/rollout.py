@@ -10,10 +10,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from e2h_jax.data.rollout import Rollout
-from e2h_jax.data.steps import encode_continuations
 from e2h_jax.data.templates import Template
 from e2h_jax.data.tokenizer import decode_solution, end_ids
 from e2h_jax.models.llama import LlamaConfig
+from e2h_jax.sampling.prompts import fitting, prompts_of
 from e2h_jax.sampling.sample import make_kernel, stop_texts
 from e2h_jax.sampling.scheduler import Request, draw
 
@@ -37,11 +37,9 @@ class Sampler:
     ):
         """`config`: fields of the `sample` stage, `model` to `limit` left aside. Raises UserError where they do not fit."""
         self.tokenizer, self.template, self._stop = tokenizer, template, stop_texts(tokenizer, template)
-        prompts = encode_continuations(tokenizer, [dict(problem) | {"solution": None} for problem in problems], template)
-        self.prompts = {
-            problem["id"]: encoded.tokens[: encoded.prompt_length]
-            for problem, encoded in zip(problems, prompts, strict=True)
-        }
+        prompts = prompts_of(tokenizer, problems, template)
+        fitting(problems, prompts, model_config.max_length, config.max_new_tokens, "error")
+        self.prompts = {problem["id"]: prompt for problem, prompt in zip(problems, prompts, strict=True)}
         lengths = [len(prompt) for prompt in self.prompts.values()]
         self._ends = end_ids(tokenizer, template)
         self.kernel = make_kernel(config, graph, model_config, params, mesh, self._ends, max(lengths, default=0))

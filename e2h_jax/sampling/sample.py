@@ -23,7 +23,6 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from e2h_jax.data.records import read_many, select_levels
-from e2h_jax.data.steps import encode_continuations
 from e2h_jax.data.storage import ShardWriter, as_json, check_same, digest
 from e2h_jax.data.templates import RECORD, Template, get_template
 from e2h_jax.data.tokenizer import decode_solution, end_ids, load_tokenizer
@@ -37,6 +36,7 @@ from e2h_jax.parallel.programs import Assumed, Program, Unit
 from e2h_jax.parallel.rules import axis_size
 from e2h_jax.sampling.choose import Settings
 from e2h_jax.sampling.kernel import BLOCK, BLOCKS, Description, Kernel
+from e2h_jax.sampling.prompts import fitting, prompts_of
 from e2h_jax.sampling.roofline import Roofline
 from e2h_jax.sampling.scheduler import Drawn, Request, draw
 
@@ -58,6 +58,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.top_p = 1.0  # 1 = off
     config.min_p = 0.0  # tokens less likely than this share of the most likely one's probability are left out; 0 = off
     config.max_new_tokens = 1024
+    config.too_long = "error"  # a prompt that leaves no room for `max_new_tokens`: error | drop its problem (and count)
     config.rows = 256  # sequences decoded together, over all devices; limits memory
     config.rows_per_prompt = 0  # of them that share a prompt's cache; 0 = a quarter of `samples`, from 1 to 16
     config.prompt_bucket = 64  # prompts are padded to this times 1, 2, 4, 8, …
@@ -70,17 +71,15 @@ def defaults() -> ml_collections.ConfigDict:
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     """Writes `workdir/samples-*.jsonl`; returns counts and rates. Raises UserError for bad settings or data."""
     workdir = Path(workdir)
-    if not config.model:
-        raise UserError("config.model is empty; name the model/ folder of a finished stage")
-    if config.limit < 0:
-        raise UserError("config.limit must be at least 0 (0 = all)")
-    check(config)
+    check_values(config)
     mesh = make_mesh(config.mesh)
-    check_rows(mesh, rows=config.rows)
     graph, model_config, params = store.load_frozen(Path(config.model), mesh, "policy", config.dtype, config.quantize)
     tokenizer, template = load_tokenizer(config.model), get_template(config.template)
     problems = select_levels(read_many(config.problems, "problem"), config.levels)
     problems = problems[: config.limit or None]
+    prompts = prompts_of(tokenizer, problems, template)
+    fits, prompts = fitting(problems, prompts, model_config.max_length, config.max_new_tokens, config.too_long)
+    problems, dropped = fits, len(problems) - len(fits)
     key = lambda record: (record["problem_id"], record["sample"])  # noqa: E731
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     with ShardWriter(workdir, "samples", key=key, **process) as writer:
@@ -90,10 +89,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         written = {"resumed": bool(writer.done), "write": first, "doing": "sampling with another template"}
         check_same(workdir / RECORD, as_json(asdict(template)), **written)  # `evaluate` finds the answers by it
         requests = []
-        # A problem's `prefix`, the beginning of a solution, belongs to its prompt.
-        prompts = encode_continuations(tokenizer, [problem | {"solution": None} for problem in problems], template)
-        for problem, encoded in zip(problems, prompts, strict=True):
-            tokens = encoded.tokens[: encoded.prompt_length]
+        for problem, tokens in zip(problems, prompts, strict=True):
             missing = [i for i in range(config.samples) if (problem["id"], i) not in writer.done]
             if missing:
                 requests.append(Request(problem["id"], tokens, missing))
@@ -131,6 +127,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     seconds = time.perf_counter() - compiled
     return {
         "samples": total,
+        "dropped": dropped,  # problems
         "drawn_now": missing,
         "stopped": sums["stopped"] / max(1, missing),  # share that ended by EOS or a stop text
         "tokens": int(sums["kept"]),
@@ -249,10 +246,23 @@ def describe(
     return Drawing(kernel, kernel.describe(params, prompt, taken=taken), config.samples, prompt, solution)
 
 
+def check_values(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for values that make no sense, before any file is read: a recipe asks all its stages first."""
+    if not config.model:
+        raise UserError("config.model is empty; name the model/ folder of a finished stage")
+    if config.limit < 0:
+        raise UserError("config.limit must be at least 0 (0 = all)")
+    check(config)
+    check_rows(make_mesh(config.mesh), rows=config.rows)
+    store.check(config.dtype, config.quantize)
+
+
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises UserError for numbers that no sampler can work with."""
     if min(config.samples, config.rows, config.max_new_tokens, config.prompt_bucket) < 1:
         raise UserError("config.samples, config.rows, config.max_new_tokens and config.prompt_bucket must be at least 1")
+    if config.too_long not in ("error", "drop"):
+        raise UserError(f"config.too_long={config.too_long!r} must be error or drop")
     if config.rows_per_prompt < 0:
         raise UserError("config.rows_per_prompt must be at least 0 (0 = chosen)")
     positive = 0 <= config.temperature < math.inf and 0 <= config.top_k  # NaN is neither

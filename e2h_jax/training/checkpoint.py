@@ -8,6 +8,7 @@ before when that cannot be read.
 import json
 import shutil
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,16 @@ from orbax.checkpoint import v1 as ocp
 
 from e2h_jax.errors import UserError
 from e2h_jax.parallel import hosts
+
+
+class _Later:
+    """What Orbax awaits in the background; a coroutine would complain if it never does, as something else has failed."""
+
+    def __init__(self, function: Callable[[], Coroutine]):
+        self._function = function
+
+    def __await__(self):
+        return self._function().__await__()
 
 
 class _IteratorState:
@@ -37,7 +48,7 @@ class _IteratorState:
             if jax.process_index() == 0:
                 Path(folder / "iterator.json").write_text(state)
 
-        return write()
+        return _Later(write)
 
     async def load(self, directory):
         async def read():
@@ -121,8 +132,9 @@ class Checkpoints:
             raise ValueError("the list of its arrays is damaged")
         if {name: leaf.shape for name, leaf in found.items()} != {name: leaf.shape for name, leaf in abstract.items()}:
             raise UserError(f"{self._folder}/{step} is a checkpoint of another model or optimiser; use another --workdir")
-        data = {} if iterator is None else {"data": _IteratorState(iterator)}
-        loaded = self._checkpointer.load_checkpointables(step, abstract_checkpointables={"state": abstract} | data)
+        loaded = self._checkpointer.load_checkpointables(step, abstract_checkpointables={"state": abstract})
+        if iterator is not None:  # not together: where the state is damaged, Orbax would leave coroutines of this behind
+            self._checkpointer.load_checkpointables(step, abstract_checkpointables={"data": _IteratorState(iterator)})
         return jax.tree.unflatten(jax.tree.structure(state), [loaded["state"][name] for name in flat])
 
     def _move_aside(self, steps: list[int], errors: list[Exception | None]) -> None:

@@ -214,6 +214,58 @@ def test_the_auxiliary_loss_trains_the_language_model(base, tmp_path):
     assert summary["tokens"] > 0 and min(flat(judge(data[:2]))) > 0.5
 
 
+def trained_language(base, tmp_path, monkeypatch, records, **fields):
+    """Of each record, the texts of the tokens that the auxiliary loss trains on, with their weights."""
+    found = []
+
+    def fit(workdir, config, mesh, params, loss_fn, examples, frozen):
+        tokenizer = load_tokenizer(base)
+        for example in examples:
+            targets = zip(example["targets"].tolist(), example["loss_weights"].tolist(), strict=True)
+            found.append([(tokenizer.decode([token]), weight) for token, weight in targets if weight])
+        raise UserError("enough")
+
+    monkeypatch.setattr(reward_model.loop, "fit", fit)
+    write_records(tmp_path / "labelled.jsonl", [{"problem_id": None, "question": "q", "prefix": ""} | r for r in records])
+    config = reward_model.defaults()
+    config.update({"init": str(base), "data": str(tmp_path / "labelled.jsonl"), "lm_loss": 1.0, "batch_size": 8} | fields)
+    with pytest.raises(UserError, match="enough"):
+        reward_model.run(config, tmp_path / "out")
+    return found
+
+
+def test_what_the_auxiliary_loss_trains(base, tmp_path, monkeypatch):
+    """Not the end of what does not end, no prefix, and no step labelled wrong unless it is given a weight."""
+    gap, end, header = ("\n\n", 1.0), ("</s>", 1.0), ("# Answer\n\n", 1.0)
+    answer = "# Answer\n\nd"
+    records = [
+        {"steps": ["a", answer], "labels": [1.0, 1.0]},
+        {"steps": ["a", "b"], "labels": [1.0, None]},
+        {"steps": ["a", "b"], "labels": [1.0, None], "eos": True},
+        {"steps": ["a", answer], "labels": [1.0, 1.0], "eos": False},
+        {"steps": ["a", answer], "labels": [1.0, 0.0]},
+        {"steps": ["c", "b"], "labels": [0.0, 0.5], "prefix": "a\n\ne"},
+        {"steps": ["c"], "labels": [0.0], "eos": True},
+    ]
+    found = trained_language(base, tmp_path, monkeypatch, records)
+    assert found == [
+        [("a", 1.0), gap, header, ("d", 1.0), end],
+        [("a", 1.0), gap, ("b", 1.0), gap],
+        [("a", 1.0), gap, ("b", 1.0), gap, end],
+        [("a", 1.0), gap, header, ("d", 1.0)],
+        [("a", 1.0), gap],
+        [("b", 1.0), gap],
+        [],
+    ]
+    half = trained_language(base, tmp_path, monkeypatch, records, lm_wrong=0.5)
+    assert half[:4] == found[:4]
+    assert half[4:] == [
+        [("a", 1.0), gap, ("# Answer\n\n", 0.5), ("d", 0.5), ("</s>", 0.5)],
+        [("c", 0.5), ("\n\n", 0.5), ("b", 1.0), gap],
+        [("c", 0.5), ("\n\n", 0.5), ("</s>", 0.5)],
+    ]
+
+
 @pytest.mark.parametrize(
     "fields, sentence",
     [
@@ -222,6 +274,7 @@ def test_the_auxiliary_loss_trains_the_language_model(base, tmp_path):
         ({"length": 4, "too_long": "error"}, r"examples are longer than config\.length=4"),
         ({"length": 4}, r"no training example is left"),
         ({"position_gap": -1}, r"config\.position_gap"),
+        ({"lm_wrong": -0.1}, r"config\.lm_wrong=-0\.1 must be a weight from 0 to 1"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

@@ -1,10 +1,11 @@
 """Validation by hand: accuracies per level, the best step, and a resumed run that writes over what it repeats."""
 
+import contextlib
 import json
 
 import pytest
 
-from e2h_jax.algorithms import validation
+from e2h_jax.algorithms import rounds, validation
 from e2h_jax.algorithms.validation import Best, Validation, accuracies
 from e2h_jax.data.storage import write_records
 from e2h_jax.errors import UserError
@@ -193,6 +194,54 @@ def test_what_was_deleted_is_told(make, tmp_path):
     (tmp_path / "validation.jsonl").unlink()
     with pytest.raises(UserError, match=r"validation\.jsonl does not hold the validations of this run; restore it"):
         Run(make, tmp_path, "second", {4})
+
+
+@pytest.fixture
+def play_rounds(make, tmp_path, pool, monkeypatch):
+    """Plays two rounds that do nothing; `right`: how many of the four problems the model of each round solves, 0 = init's."""
+    make()  # writes the problems
+    config = rounds.defaults()
+    config.update({"init": "init", "rounds": 2})
+    config.validation.problems = str(tmp_path / "problems.jsonl")
+    monkeypatch.setattr(rounds, "GradingPool", lambda: contextlib.nullcontext(pool))
+
+    def play(*right):
+        def solve(config, folder):
+            number = int(folder.parent.name.removeprefix("round-"))
+            texts = wrong(*[f"p{i}" for i in range(4 - right[number])])
+            records = [{"problem_id": name, "sample": 0, "text": text, "finish": "stop"} for name, text in texts.items()]
+            write_records(folder / "samples-00000-of-00001.jsonl", records)
+
+        def train(this):
+            (this.folder / "train" / "model").mkdir(parents=True, exist_ok=True)
+            (this.folder / "train" / "model" / "of").write_text(str(this.number))
+            return {}
+
+        monkeypatch.setattr(rounds.sample, "run", solve)
+        summary = rounds.run(config, tmp_path / "run", train)
+        return summary["best_round"], int((tmp_path / "run" / "model" / "of").read_text()), summary["best_all"]
+
+    return play
+
+
+def test_the_rounds_publish_what_the_summary_names_when_grading_differs_after_a_kill(play_rounds, tmp_path, monkeypatch):
+    write_json = rounds.write_json
+
+    def killed(path, value):
+        if path.parts[-2:] == ("round-2", "validation.json"):
+            raise KeyboardInterrupt
+        write_json(path, value)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(rounds, "write_json", killed)
+        play_rounds(0, 2, 4)  # recorded, and killed before it was said to be done
+    assert len((tmp_path / "run" / "validation.jsonl").read_text().splitlines()) == 3
+    assert play_rounds(0, 2, 1) == (1, 1, 0.5)
+    assert play_rounds(0, 0, 4) == (1, 1, 0.5)  # nothing is validated again
+    (tmp_path / "run" / "validation.jsonl").unlink()
+    assert play_rounds(0, 1, 3) == (2, 2, 0.75)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["validation_all"] for line in lines] == [0.0, 0.25, 0.75]
 
 
 def test_solutions_of_all_levels_are_shown_in_turn(make):

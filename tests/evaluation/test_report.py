@@ -233,7 +233,7 @@ def test_several_workdirs_and_one_that_lost_its_samples(run_folder, tmp_path):
 
 
 def test_the_command(run_folder, tmp_path, capsys):
-    assert command.main(["show", f"--workdir={run_folder}", f"--output={tmp_path}/r.html"]) == 0
+    assert command.main(["show", str(run_folder), f"--output={tmp_path}/r.html"]) == 0
     assert capsys.readouterr().out.rstrip().endswith(f"{tmp_path}/r.html")
     assert command.main(["show", "--help"]) == 0
     assert "opens from disk" in capsys.readouterr().out
@@ -245,6 +245,11 @@ def test_the_command(run_folder, tmp_path, capsys):
         ([], "--workdir=DIR is missing"),
         (["--workdri=x"], 'there is no flag "--workdri=x" (did you mean "--workdir"?)'),
         (["--workdir={tmp}/none"], "none: there is no such folder"),
+        (["{tmp}/none"], "none: there is no such folder"),
+        (["{run}", "--workdir={run}"], "names the same folder twice"),
+        (["--workdir="], "--workdir is empty"),
+        (["{run}", "--output="], "--output is empty"),
+        (["{run}", "--problem", " "], "--problem is empty"),
         (["--workdir={tmp}"], "no config.json in it"),
         (["--workdir={run}", "--workdir={run}"], "names the same folder twice"),
         (["--workdir={run}", "--problem=p/9"], 'there is no problem "p/9" (did you mean "p/2"?)'),
@@ -269,6 +274,20 @@ def test_mistakes_are_one_sentence(run_folder, tmp_path, capsys, arguments, sent
     write_json(tmp_path / "older" / "results.json", {"rows": [{"n": 1}]})
     assert command.main(["show", *(argument.format(run=run_folder, tmp=tmp_path) for argument in arguments)]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_solutions_that_have_changed_since_are_told(run_folder, tmp_path, capsys):
+    """The tables are results.json's, the solutions are graded anew: undecided here and not there, say."""
+    shutil.copytree(run_folder, tmp_path / "run")
+    show.write([tmp_path / "run"])
+    assert part(tmp_path / "run" / "report.html", "core")["evaluations"][0]["note"] == ""
+    results = json.loads((tmp_path / "run" / "evaluate" / "results.json").read_text())
+    name = next(iter(results["graded"]))
+    results["graded"][name]["undecided"] += 1
+    write_json(tmp_path / "run" / "evaluate" / "results.json", results)
+    show.write([tmp_path / "run"])
+    note = part(tmp_path / "run" / "report.html", "core")["evaluations"][0]["note"]
+    assert f"The solutions of {name} have changed since, or are graded differently now" in note
 
 
 def test_a_workdir_with_nothing_in_it_yet(tmp_path):

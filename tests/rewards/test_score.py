@@ -160,8 +160,57 @@ def test_a_solution_longer_than_the_model_is_refused(world, tmp_path):
     text = "a=1+1=2\n\n" * 60
     sample = {"problem_id": problem["id"], "sample": 0, "text": text, "finish": "length", "logprob": None}
     write_records(tmp_path / "samples.jsonl", [sample])
-    with pytest.raises(UserError, match=r"a solution has \d+ tokens, more than the model's 400 positions"):
+    which = f'problem "{problem["id"]}", sample 0, the longest of 1 such ones of 1'
+    with pytest.raises(UserError, match=rf"a solution has \d+ tokens, more than the model's 400 positions .{which}"):
         stage.execute("score", config_of(world, samples=tmp_path / "samples.jsonl"), tmp_path / "out")
+
+
+def test_solutions_too_long_may_score_zero(world, uninterrupted, tmp_path):
+    """All others are scored as without them; a resumed run does not score them again."""
+    samples = read_many(world / "samples", "sample")
+    long = [samples[0] | {"sample": 900 + n, "text": "a=1+1=2\n\n" * 60 + end} for n, end in enumerate(("", "# Answer\n\n2"))]
+    write_records(tmp_path / "samples.jsonl", [long[0], *samples[:9], long[1]])
+    fields = {"samples": tmp_path / "samples.jsonl", "too_long": "zero"}
+    summary = stage.execute("score", config_of(world, **fields), tmp_path / "out")
+    assert (summary["too_long"], summary["solutions"]) == (2, 11)
+    scores = {(r["problem_id"], r["sample"]): r["step_scores"] for r in read_many(tmp_path / "out", "scored")}
+    assert scores.pop((samples[0]["problem_id"], 900)) == scores.pop((samples[0]["problem_id"], 901)) == [0.0] * 61
+    expected = {(r["problem_id"], r["sample"]): r["step_scores"] for r in read_many(uninterrupted[0], "scored")}
+    assert len(scores) == 9 and all(values == pytest.approx(expected[key], abs=1e-6) for key, values in scores.items())
+    with pytest.raises(UserError, match="more than config.row_length=70 .*; raise it, or set config.too_long=zero"):
+        stage.execute("score", config_of(world, samples=tmp_path / "samples.jsonl", row_length=70), tmp_path / "row")
+    with pytest.raises(UserError, match="config.too_long='drop' must be error or zero"):
+        stage.execute("score", config_of(world, too_long="drop"), tmp_path / "drop")
+
+
+def test_a_problem_s_prefix_is_read_and_not_scored(world, uninterrupted, tmp_path):
+    """A tail behind a prefix has the scores that it has in the whole solution."""
+    problems = {problem["id"]: problem for problem in read_many(world / "problems.jsonl", "problem")}
+    made, tails, expected = [], [], []
+    for record in read_many(uninterrupted[0], "scored"):
+        steps = split_steps(record["text"], E2H)
+        if len(steps) < 3:
+            continue
+        cut = len(made) % 2 + 1
+        text, identity = record["text"], f"tail/{len(made)}"
+        made.append(problems[record["problem_id"]] | {"id": identity, "prefix": text[: steps[cut - 1].end]})
+        tails.append({"problem_id": identity, "sample": 0, "text": text[steps[cut].start :], "finish": "stop"})
+        expected.append(record["step_scores"][cut:])
+        if len(made) == 9:
+            break
+    # Within the answer the answer's score is all that there is.
+    answered = next(record for record in read_many(uninterrupted[0], "scored") if "# Answer\n\n" in record["text"])
+    head, _, tail = answered["text"].partition("# Answer\n\n")
+    made.append(problems[answered["problem_id"]] | {"id": "tail/answer", "prefix": f"{head}# Answer"})
+    tails.append({"problem_id": "tail/answer", "sample": 0, "text": tail, "finish": "stop"})
+    expected.append(answered["step_scores"][-1:])
+    write_records(tmp_path / "problems.jsonl", made)
+    write_records(tmp_path / "samples.jsonl", tails)
+    fields = {"samples": tmp_path / "samples.jsonl", "problems": tmp_path / "problems.jsonl"}
+    stage.execute("score", config_of(world, **fields), tmp_path / "out")
+    scores = {r["problem_id"]: r["step_scores"] for r in read_many(tmp_path / "out", "scored")}
+    for problem, wanted in zip(made, expected, strict=True):
+        assert scores[problem["id"]] == pytest.approx(wanted, abs=1e-5)
 
 
 def test_scores_are_probabilities_that_json_can_hold(uninterrupted):

@@ -198,6 +198,25 @@ def test_greedy(world, tmp_path):
     assert len(records) == 24 and {r["sample"] for r in records} == {0}
 
 
+def test_a_problem_whose_prompt_is_too_long_is_named_or_dropped(world, uninterrupted, tmp_path):
+    problems = read_many(world / "problems.jsonl", "problem")
+    long = problems[0] | {"id": "too/long", "prefix": "a=1+1=2\n\n" * 50}
+    write_records(tmp_path / "problems.jsonl", [problems[0], long, *problems[1:]])
+    fields = {"problems": str(tmp_path / "problems.jsonl")}
+    told = r'a prompt of \d+ tokens .*problem "too/long", the longest of 1 such ones of 25.*config.too_long=drop'
+    with pytest.raises(UserError, match=told):
+        stage.execute("sample", config_of(world, **fields), tmp_path / "refused")
+    assert not any((tmp_path / "refused").glob("samples-*"))
+    summary = stage.execute("sample", config_of(world, **fields, too_long="drop"), tmp_path / "out")
+    assert summary["dropped"] == 1
+    assert sorted(lines(tmp_path / "out")) == sorted(lines(uninterrupted[0]))
+    write_records(tmp_path / "problems.jsonl", [long])
+    with pytest.raises(UserError, match=r'problem "too/long".*; lower max_new_tokens$'):
+        stage.execute("sample", config_of(world, **fields, too_long="drop"), tmp_path / "none")
+    with pytest.raises(UserError, match="config.too_long='zero' must be error or drop"):
+        stage.execute("sample", config_of(world, too_long="zero"), tmp_path / "wrong")
+
+
 @pytest.mark.parametrize(
     "fields, sentence",
     [

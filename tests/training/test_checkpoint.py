@@ -1,5 +1,7 @@
 """A checkpoint that cannot be read gives way to the one before, whatever of it is damaged."""
 
+import gc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +37,13 @@ class Position:
 
 def state(seed, width=50):
     return {"weights": jax.random.normal(jax.random.key(seed), (width, 40)), "step": jnp.int32(seed)}
+
+
+@pytest.fixture(autouse=True)
+def every_coroutine_is_awaited(recwarn):
+    yield
+    gc.collect()
+    assert [str(warning.message) for warning in recwarn if "never awaited" in str(warning.message)] == []
 
 
 @pytest.fixture
@@ -97,3 +106,16 @@ def test_another_model_is_no_damage(folder):
     with pytest.raises(UserError, match="checkpoints/2 is a checkpoint of another model"):
         restored(folder, like=state(0, width=51))
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
+
+
+def test_a_save_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
+    """As on a full disk: Orbax gives up the state, and with it the iterator's position."""
+
+    async def fails(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    from orbax.checkpoint.experimental.v1._src.handlers import pytree_handler
+
+    monkeypatch.setattr(pytree_handler.PyTreeHandler, "save", fails)
+    with pytest.raises(Exception, match="No space left"), Checkpoints(tmp_path / "checkpoints") as checkpoints:  # noqa: PT011, PT012
+        checkpoints.save(1, state(1), Position(1))

@@ -1,9 +1,8 @@
 """PRMBench and ProcessBench: solutions whose wrong steps are known, as labelled records to measure or train evaluators.
 
 PRMBench (Song et al. 2025) edits questions and solutions of PRM800K: each row has the original solution, all right, and a
-modified one with its wrong steps, which answers the modified question. The files of the benchmark's own task are read, and
-those that hold original questions alone. ProcessBench (Zheng et al. 2024) has models' solutions with the first wrong step,
-found by people.
+modified one with its wrong steps, which answers the modified question; that is what the benchmark judges. ProcessBench (Zheng
+et al. 2024) has models' solutions with the first wrong step, found by people.
 """
 
 import re

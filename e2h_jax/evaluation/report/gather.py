@@ -80,6 +80,12 @@ def read(folder: Folder) -> Evaluation:
     except UserError as error:
         summary["note"] = f"The problems and their solutions are left out: {error}"
         return Evaluation(summary, {})
+    graded = summary["graded"]
+    if changed := [g.name for g in generators if any(graded[g.name].get(k, v) != v for k, v in g.counts.items())]:
+        summary["note"] = (
+            f"The tables are as {path} has them. The solutions of {', '.join(changed)} have changed since, or are graded "
+            "differently now: what is shown of single problems does not add up to the tables; evaluate again."
+        )
     of = np.array([group_of(problem["level"], config.easy_levels, config.hard_levels) for problem in problems])
     groups = {"easy": of == "easy", "hard": of == "hard", "all": np.ones(len(problems), dtype=bool)}
     for generator in generators:

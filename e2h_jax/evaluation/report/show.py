@@ -1,11 +1,11 @@
 """Show a finished run: one HTML page with its tables, curves and every solution, or one problem in the terminal.
 
-    e2h show --workdir=runs/quickstart                        writes runs/quickstart/report.html
-    e2h show --workdir=runs/a --workdir=runs/b --output=FILE  compares several; without --output, in the first one's folder
-    e2h show --workdir=runs/quickstart --problem=test/5/12    prints a problem, its votes and its solutions' scored steps
+    e2h show runs/quickstart                        writes runs/quickstart/report.html
+    e2h show runs/a runs/b --output=FILE            compares several; without --output, in the first one's folder
+    e2h show runs/quickstart --problem=test/5/12    prints a problem, its votes and its solutions' scored steps
 
-A workdir is the folder of a recipe, or of a stage that evaluates or trains. The page is one file that opens from disk and asks
-nothing of the network. It stays below 10 MB; what is left out for that it says.
+Folders may be given by --workdir=DIR as well; each is that of a recipe, or of a stage that evaluates or trains. The page is one
+file that opens from disk and asks nothing of the network. It stays below 10 MB; what is left out for that it says.
 """
 
 import argparse
@@ -53,20 +53,25 @@ def write(workdirs: Sequence[str | Path], output: str | Path | None = None) -> P
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; the command is: e2h show --workdir=DIR [--workdir=DIR2 …] [--output=FILE | --problem=ID].")
+        raise UserError(f"{message}; the command is: e2h show DIR [DIR2 …] [--output=FILE | --problem=ID].")
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--workdir", action="append")
+    parser.add_argument("--workdir", action="append", default=[])
     parser.add_argument("--output")
     parser.add_argument("--problem")
     parser.add_argument("--samples", type=int, default=8)
-    asked, unknown = parser.parse_known_args(arguments)
-    if unknown:
+    asked, others = parser.parse_known_args(arguments)
+    if unknown := [word for word in others if word.startswith("-")]:
         parser.error(f'there is no flag "{unknown[0]}"{nearest(unknown[0].split("=")[0], _FLAGS)}')
+    asked.workdir += others
     if not asked.workdir:
         parser.error("--workdir=DIR is missing, the folder of what shall be shown")
+    for name in ("workdir", "output", "problem"):
+        given = getattr(asked, name)
+        if any(not text.strip() for text in (given if isinstance(given, list) else [given]) if text is not None):
+            parser.error(f"--{name} is empty")
     if asked.samples < 1:
         parser.error(f"--samples={asked.samples} is too few; give 1 at least")
     return asked
