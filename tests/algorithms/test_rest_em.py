@@ -65,6 +65,13 @@ def test_at_most_so_many_are_kept_of_a_problem_by_score_or_by_seed():
     assert len(kept(solutions, per_problem=0, threshold=0)) == 20
 
 
+def test_a_kept_solution_ends_also_where_the_question_s_own_does_not():
+    drawn = solution("p", 3, "x", True, 0.5)
+    drawn.problem.update(eos=False, solution="the beginning of one")
+    record = rest_em._record(drawn)
+    assert (record["id"], record["solution"], record["score"], record["eos"]) == ("p#3", "x", 0.5, True)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     return tmp_path_factory.mktemp("rest_em")
