@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
         {
             "samples": "",  # N samples of each problem: a file, or a folder of shards
             "scored": {"prm": ""},  # evaluator: the same samples with step scores
+            "template": "",  # in which the answers stand, "math_shepherd" say; "" = as `sample` recorded, or a section or a box
         }
     )
     return config.lock()

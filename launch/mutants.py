@@ -36,7 +36,7 @@ only_mutate = [{source}]
 do_not_mutate_patterns = {patterns}
 pytest_add_cli_args = ["-p", "no:cacheprovider"]
 pytest_add_cli_args_test_selection = {tests}
-also_copy = {files}
+also_copy = {folders}
 process_isolation = "forkserver"  # no process is forked that has used JAX
 use_git_change_detection = false
 timeout_constant = 2.0
@@ -95,19 +95,17 @@ def main() -> int:
 
 def prepare(folder: Path, module: dict, leave_out: dict) -> None:
     """Copies the package and the tests, writes mutmut's settings, and has survivors tried again if the tests have changed."""
-    for part in ("e2h_jax", "tests"):
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in ("e2h_jax", "tests", *module.get("folders", [])):
         shutil.rmtree(folder / part, ignore_errors=True)
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-    for part in module.get("files", []):
-        (folder / part).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / part, folder / part)
     source = folder / module["source"]
     source.write_text(marked(source.read_text(encoding="utf-8"), module.get("only"), leave_out["functions"]), encoding="utf-8")
     settings = SETTINGS.format(
         source=json.dumps(module["source"]),
         patterns=json.dumps(leave_out["lines"]),
         tests=json.dumps(module["tests"]),
-        files=json.dumps(module.get("files", [])),
+        folders=json.dumps(module.get("folders", [])),
     )
     (folder / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text(encoding="utf-8") + settings, encoding="utf-8")
     files = sorted({ROOT / test.split("::")[0] for test in module["tests"] if test.startswith("tests/")})
@@ -137,7 +135,8 @@ def run(folder: Path, processes: int) -> bool:
     """Lets mutmut make and try the mutants."""
     (folder / "mutants").mkdir(exist_ok=True)  # before Python looks for modules there
     environment = os.environ | {
-        "PYTHONPATH": str(folder / "mutants"),
+        "PYTHONPATH": os.pathsep.join((str(folder / "mutants"), str(ROOT / "launch"))),
+        "PYTEST_ADDOPTS": "-p mutants",  # this file's hook
         "CI": "1",  # Hypothesis draws the same examples each time
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".mutants" / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -146,6 +145,13 @@ def run(folder: Path, processes: int) -> bool:
     command = [Path(sys.executable).with_name("mutmut"), "run", "--max-children", str(processes)]
     with open(folder / "mutmut.log", "w") as log:
         return subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT).returncode == 0
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    """A hook of pytest, which has this file as a plugin there: quick tests first, as the first that fails is the last."""
+    durations = Path("mutmut-stats.json")  # of the tests of what is unchanged
+    seconds = json.loads(durations.read_text())["duration_by_test"] if durations.exists() else {}
+    items.sort(key=lambda item: seconds.get(item.nodeid, 0.0))
 
 
 def collect(folder: Path, module: dict) -> list[Mutant]:

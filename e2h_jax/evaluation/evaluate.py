@@ -39,6 +39,8 @@ def defaults() -> ConfigDict:
     # What to compare: generator -> samples, greedy, and scored: evaluator -> scores. Each is a file or a folder of
     # shards, and may be left out. For example
     #   config.generators.sft = ConfigDict({"samples": "sft/samples", "greedy": "sft/greedy", "scored": {"prm": "prm"}})
+    # and template: the text format in which the answers stand, if it is not the one that `sample` recorded beside its
+    # samples. "any" is a section `# Answer`, else a box, and what texts of other systems are read by.
     config.generators = ConfigDict()
     config.easy_levels = EASY_LEVELS  # the levels that generators and evaluators were trained on
     config.hard_levels = HARD_LEVELS  # problems of other levels, or of none, count in "all" alone

@@ -7,20 +7,27 @@ from fractions import Fraction
 
 from e2h_jax.grading import latex, sets, words
 from e2h_jax.grading.latex import Token, UnreadableError
+from e2h_jax.grading.layout import arranged
+from e2h_jax.grading.numerals import ONE_SCALES, SCALES, number_in_words
 from e2h_jax.grading.parse import parse
 from e2h_jax.grading.tree import (
+    ONE,
     BaseNumeral,
+    Call,
     Choice,
     Collection,
     Node,
     Number,
+    Power,
     Product,
     Quantity,
     Ratio,
     Relation,
+    Sum,
     Symbol,
     Text,
 )
+from e2h_jax.grading.units import KNOWN_WORDS, begins_unit, unit_start, unit_words
 from e2h_jax.grading.values import symbols
 
 MAX_LENGTH = 1000  # characters; MATH's longest answer has 158
@@ -30,9 +37,7 @@ _NUMERAL = re.compile(
 )
 _BASE_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
 _BASE_WORDS |= {"eleven": 11, "twelve": 12, "sixteen": 16}
-_TRIGONOMETRIC = frozenset("sin cos tan cot sec csc cis sinh cosh tanh".split())
 _HEDGES = frozenset("approximately about around roughly approx nearly exactly".split())
-_KNOWN_WORDS = latex.FUNCTION_WORDS | frozenset(latex._GREEK.split()) | {"infinity", "inf", "infty"}
 
 
 _RANGES = (Symbol("mathbbZ"), Symbol("mathbbN"))
@@ -70,7 +75,7 @@ def read(text: str) -> Answer:
     if not cleaned:
         return Answer("", None, problem="empty")
     try:
-        tokens = latex.tokens(cleaned)
+        tokens = arranged(latex.tokens(cleaned))
     except (UnreadableError, ValueError, OverflowError):
         return Answer(re.sub(r"\s+", "", cleaned), None, problem="unparsable")
     spelling = "".join(
@@ -118,6 +123,8 @@ def _whole(tokens: list[Token], cleaned: str) -> Node:
         return Choice(letter, _readable(rest, "") or Text(())) if rest else Symbol(letter)
     if _is_date(tokens) and (date := _words(tokens)) is not None:
         return date
+    if (number := _number_in_words(tokens)) is not None:
+        return number
     elements = [_element(tokens) for tokens in _elements(tokens)]
     if not elements:
         raise UnreadableError("separators only")
@@ -168,6 +175,16 @@ def _is_date(tokens: list[Token]) -> bool:
     return sum(map(words.is_month, re.findall("[A-Za-z]+", said))) == 1 and any(map(str.isdecimal, said))
 
 
+def _number_in_words(tokens: list[Token]) -> Node | None:
+    """Reads `one hundred and five` and `5 and a half` as one number, before "and" makes a list of them."""
+    if not any(_spoken_as(token, "and") for token in tokens):
+        return None
+    if not all(token.kind in ("word", "letter", "text", "number", "-") and token.text.isascii() for token in tokens):
+        return None
+    value = number_in_words(words.text_words(" ".join(token.text for token in tokens)))
+    return None if value is None else Number(value)
+
+
 def _spoken_as(token: Token, word: str) -> bool:
     return token.kind in ("word", "text") and token.text.strip(" ,;") == word
 
@@ -182,7 +199,7 @@ def _numeral(sign: str, digits: str, base: str) -> Node | None:
 def _text(content: str) -> Node:
     """Reads what `\\text{…}` holds when that is the whole answer: `13`, `(A)`, `A, B`, `1:03 PM`, `Monday`."""
     inner = latex.clean(content)
-    tokens = latex.tokens(inner)
+    tokens = arranged(latex.tokens(inner))
     if not tokens:
         raise UnreadableError("empty")
     plain = all(token.kind in ("letter", "word", "other", "(", ")", "-", "'", "!") for token in tokens)
@@ -239,7 +256,7 @@ def _element(tokens: list[Token]) -> Node:
     tokens = [token for token in tokens if token.kind != "$"]
     if len(tokens) == 3 and _spoken_as(tokens[1], "to") and tokens[0].kind == tokens[2].kind == "number":
         tokens = [tokens[0], Token(":", ":"), tokens[2]]
-    start = _unit_start(tokens)
+    start = unit_start(tokens)
     value = tokens[:start]
     if not value or (start < len(tokens) and _is_phrase(value, tokens[start])):
         node = _words(tokens)
@@ -247,19 +264,15 @@ def _element(tokens: list[Token]) -> Node:
             raise UnreadableError("nothing")
         return node
     unit_text = " ".join("°" if token.text == "degree" else token.text for token in tokens[start:])
-    first, _, rest = unit_text.strip().partition(" ")
     try:
-        node = parse(value)
+        node, unit_text = _scaled(parse(value), unit_text.strip())
     except UnreadableError:
         node = _words(tokens)
         if node is None:
             raise
         return node
-    if first in words.MULTIPLES and not rest.startswith("and "):
-        node = Product((node, Number(Fraction(words.MULTIPLES[first]))))
-        unit_text = rest
-    unit_text = unit_text.replace("bmod", "pmod").replace("°", " degree ").replace("%", " percent ").strip()
-    if type(node) is Ratio and words.unit_words(unit_text) in (("am",), ("pm",)):
+    unit_text = unit_text.replace("°", " degree ").replace("%", " percent ").strip()
+    if type(node) is Ratio and unit_words(unit_text) in (("am",), ("pm",)):
         node = clock(node)
     unit = unit if not unit_text or unit_text == "dollar" else unit_text
     if not unit:
@@ -269,11 +282,41 @@ def _element(tokens: list[Token]) -> Node:
     return Quantity(node, unit)
 
 
+def _scaled(node: Node, unit: str) -> tuple[Node, str]:
+    """Returns a value times the number words after it, `2.5 million`, `3 dozen`, `7 tenths`, `5 squared`; and the rest.
+
+    Raises:
+      UnreadableError: they can mean several things (`x + 5 million`, `5 hundred thousandths`, `-5 squared`).
+    """
+    if type(node) is Relation:  # x = 5 million
+        last, unit = _scaled(node.operands[-1], unit)
+        return Relation((*node.operands[:-1], last), node.operators), unit
+    scales, rest = [], unit
+    while rest:
+        word, _, after = rest.partition(" ")
+        word = word.casefold().rstrip(",.")
+        scale = SCALES.get(word) or (ONE_SCALES.get(word) if node == ONE else None)
+        if scale is None:
+            break
+        scales.append(scale)
+        rest = after.strip()
+    if scales:
+        if type(node) is Sum or (len(scales) > 1 and min(scales) < 1):
+            raise UnreadableError("how much of it is not said")
+        return Product((node, *map(Number, scales))), rest
+    word, _, rest = unit.partition(" ")
+    if word in ("squared", "cubed", "factorial"):
+        if type(node) is not Symbol and (type(node) is not Number or node.value < 0):
+            raise UnreadableError("of what is not said")
+        return Call("factorial", (node,)) if word == "factorial" else Power(node, Number(Fraction(2 + (word == "cubed")))), rest
+    return node, unit
+
+
 def _is_phrase(value: list[Token], unit: Token) -> bool:
     """Returns whether words go on what is no value: `A hyperbola`, `Bob's score`, `x-axis`."""
     article = len(value) == 1 and value[0].text.casefold() in ("a", "an", "the") and unit.kind == "word"
     name = any(token.kind == "word" and len(token.text) > 2 and not token.text.isupper() for token in value)
-    name = name and not any(token.text in _KNOWN_WORDS or token.kind == "number" for token in value)
+    name = name and not any(token.text in KNOWN_WORDS or token.kind == "number" for token in value)
     return article or name or unit.text.startswith("-")
 
 
@@ -282,60 +325,6 @@ def clock(node: Ratio) -> Node:
     if not all(type(part) is Number for part in node.parts) or len(node.parts) > 3:
         return node
     return Number(sum(part.value / 60**place for place, part in enumerate(node.parts)))
-
-
-def _unit_start(tokens: list[Token]) -> int:
-    """Returns where the unit at the end of an element begins; len(tokens) when there is none."""
-    start, position = len(tokens), len(tokens) - 1
-    if any(words.is_date(token.text) for token in tokens):
-        return start
-    congruence = any(token.text in ("=", "equiv") for token in tokens)
-    functions = any(token.text in _TRIGONOMETRIC for token in tokens)
-    while position > 0:
-        token = tokens[position]
-        if token.kind == "text" or token.kind == "%" or (token.kind == "command" and token.text == "degree" and not functions):
-            start = position
-        elif token.kind in ("currency", "$"):
-            start = position
-        elif token.kind == "word" and _is_unit_word(token):
-            if tokens[position + 1 : position + 2] and tokens[position + 1].kind == "^" and not words.is_length(token.text):
-                return len(tokens)  # \pi hr^2 is no hours
-            start = position
-        elif token.kind == "word" and start == position + 1 and token.text in ("per", "of", "in"):
-            start = position
-        elif token.kind == "command" and (token.text == "pmod" or (token.text == "bmod" and congruence)):
-            start = position
-        elif token.kind in ("other", "/", "{", "}", "^", "-"):
-            pass
-        elif token.kind == "number" and tokens[position - 1].kind in ("^", "{", "-"):
-            pass
-        elif (
-            token.kind == "letter"
-            and tokens[position - 1].kind == "/"
-            and position > 1
-            and tokens[position - 2].kind in ("word", "text")
-        ):
-            pass  # m/s
-        elif any(later.text in ("pmod", "bmod") for later in tokens[max(position - 2, 0) : position]):
-            pass
-        else:
-            break
-        position -= 1
-    if start < len(tokens) and tokens[start - 1].kind in ("+", "-", "=", "^", "/", "*", "<", ">", "_", "{", "("):
-        return len(tokens)
-    return start
-
-
-def _is_unit_word(token: Token) -> bool:
-    text = token.text
-    lower = text.casefold()
-    if lower in words.BARE_UNITS or words._singular(lower) in words.BARE_UNITS or lower in words.MULTIPLES:
-        return True
-    return (
-        len(text) >= 4
-        and text not in _KNOWN_WORDS
-        and not any(text.startswith(f) for f in ("sin", "cos", "tan", "log", "sqrt"))
-    )
 
 
 _SPOKEN = {
@@ -367,11 +356,13 @@ def _words(tokens: list[Token], force: bool = False) -> Node | None:
         return None
     if len(found) == 1 and found[0].isdecimal() and found[0].isascii():
         return Number(Fraction(found[0]))
-    number = words.number_in_words(found)
+    number = number_in_words(found)
     if number is not None:
         return Number(number)
-    first = words.number_in_words(found[:1]) if len(found) == 2 else None
-    return Quantity(Number(first), found[1]) if first is not None else Text(found)
+    for length in range(min(len(found) - 1, 8), 0, -1):  # twenty one apples
+        if not found[0].isdigit() and (number := number_in_words(found[:length])) is not None:
+            return Quantity(Number(number), " ".join(found[length:])) if begins_unit(found[length]) else Text(found)
+    return Text(found)
 
 
 def spelled(node: Node) -> tuple[str, ...] | None:

@@ -42,6 +42,7 @@ SYMBOL_COMMANDS = (
     _GREEK | {name.capitalize() for name in _GREEK} | {"ell", "triangle", "angle", "hbar", "Pi", "prime", "square"}
 )
 _MATRICES = ("matrix", "pmatrix", "bmatrix", "Bmatrix", "array", "smallmatrix", "psmallmatrix", "bsmallmatrix")
+_OF_SEVERAL = ("gcd", "lcm", "max", "min")
 _OPAQUE = frozenset("fgFGPQ")  # f(x) is a function of x; h(x) may be a product
 _ENGLISH = frozenset("no yes odd one two six ten red may sun mon day and or not all none the is".split())
 
@@ -170,7 +171,7 @@ class Atoms:
                     depth += {"{": 1, "}": -1}.get(self.take().kind, 0)
                     if depth == 0:
                         break
-                index = " ".join(t.text for t in self.tokens[start + 1 : self.position - 1])
+                index = self.index(self.tokens[start + 1 : self.position - 1])
             else:
                 index = self.take().text
                 if len(index) == 2 and index.isalpha() and self.kind == "_":  # F_kF_n
@@ -314,6 +315,8 @@ class Atoms:
             while self.starts_atom() and self.kind not in ("(", "[", "set(", "text", "begin") and not self.starts_function():
                 factors.append(self.power())
             arguments = (product_of(factors),)
+        if not arguments or (len(arguments) > 1 and name not in _OF_SEVERAL):
+            raise UnreadableError(f"arguments of {name}")
         if power == Number(Fraction(-1)) and f"arc{name}" in FUNCTIONS:
             return Call(f"arc{name}", arguments)
         node = Call(name, arguments)
@@ -340,6 +343,10 @@ class Atoms:
             return Call("binom", (top, self.argument()))
         if name in BINDERS:
             return self.binder(name)
+        if name == "bmod" and self.kind == "(":  # mod(17, 5)
+            arguments = self.brackets(keep=True).items
+            if len(arguments) == 2:
+                return Call("mod", arguments)
         if name in ("triangle", "angle"):
             return self.atom()
         if name in CONSTANT_WORDS:

@@ -1,10 +1,10 @@
-"""Expressions that bind a variable: sets by a condition, sums, products and integrals."""
+"""Expressions that bind a variable, sets by a condition, sums, products and integrals; and the indices of names."""
 
 from e2h_jax.grading.atoms import Atoms
-from e2h_jax.grading.latex import UnreadableError
+from e2h_jax.grading.latex import Token, UnreadableError
 from e2h_jax.grading.sets import conjunction, interval_of
 from e2h_jax.grading.tree import Builder, Call, Node, Number, Relation, Symbol, replaced
-from e2h_jax.grading.values import symbols
+from e2h_jax.grading.values import index_key, symbols
 
 _REALS = Symbol("mathbbR")
 
@@ -112,3 +112,26 @@ class Binders(Atoms):
             raise UnreadableError("an integrand")
         self.position = after
         return Symbol(variable), body
+
+    def index(self, tokens: list[Token]) -> str:
+        """Returns the text of an index; of one with operators, `n+1` and `1+n`, the same for the same value."""
+        if not any(token.kind in ("+", "-", "*", "/") or token.text in ("cdot", "times", "frac") for token in tokens):
+            return " ".join(token.text for token in tokens)
+        parts: list[list[Token]] = [[]]
+        for token in tokens:  # a_{i,j+1}
+            if token.kind == ",":
+                parts.append([])
+            else:
+                parts[-1].append(token)
+        return " , ".join(self._one_index(part) for part in parts)
+
+    def _one_index(self, tokens: list[Token]) -> str:
+        inner = type(self)(tokens)
+        inner.depth = self.depth
+        try:
+            inner.deeper()
+            node = inner.sum()
+            key = index_key(node) if inner.position == len(tokens) else None
+        except UnreadableError:
+            key = None
+        return " ".join(token.text for token in tokens) if key is None else key

@@ -5,11 +5,25 @@ unit, a degree or percent sign and a base may be missing on one side but may not
 be scaled and turned round; no tolerance anywhere.
 """
 
+from fractions import Fraction
+
 from e2h_jax.grading import sets
 from e2h_jax.grading.answer import clock, spelled
 from e2h_jax.grading.matrices import as_matrix
-from e2h_jax.grading.relations import approximates, by_component, inequality_of, is_name, links_of, points_of, variable, without
+from e2h_jax.grading.relations import (
+    approximates,
+    by_component,
+    inequality_of,
+    is_name,
+    links_of,
+    point_of,
+    points_of,
+    variable,
+    without,
+)
+from e2h_jax.grading.scalars import same_scalar
 from e2h_jax.grading.tree import (
+    ONE,
     SCALARS,
     BaseNumeral,
     Bracket,
@@ -26,6 +40,7 @@ from e2h_jax.grading.tree import (
     Quantity,
     Ratio,
     Relation,
+    Residue,
     SetOperation,
     Sum,
     Symbol,
@@ -34,8 +49,9 @@ from e2h_jax.grading.tree import (
     mapped,
     signed,
 )
-from e2h_jax.grading.values import UndecidableError, exact, numerator, ratio_is_constant, same_value, symbols
-from e2h_jax.grading.words import unit_words, units_agree
+from e2h_jax.grading.units import in_letters, unit_words, units_agree
+from e2h_jax.grading.values import UndecidableError, exact, numerator, ratio_is_constant, symbols
+from e2h_jax.grading.words import run_together
 
 _MOST_UNMATCHED = 40
 _SAID = {
@@ -59,6 +75,8 @@ def same(one: Node, other: Node) -> bool:
         return _quantities(one, other)
     if type(one) is Builder or type(other) is Builder:
         return _builders(one, other)
+    if type(one) is Residue or type(other) is Residue:
+        return _residues(one, other)
     if type(one) is Text or type(other) is Text:
         return _texts(one, other)
     if type(one) is Relation or type(other) is Relation:
@@ -73,7 +91,7 @@ def same(one: Node, other: Node) -> bool:
         return _ratios(one, other)
     if type(one) is BaseNumeral or type(other) is BaseNumeral:
         return _numerals(one, other)
-    return same_value(_valued(one), _valued(other))
+    return same_scalar(_valued(one), _valued(other))
 
 
 def _prepared(node: Node) -> Node:
@@ -103,8 +121,6 @@ def _valued(node: Node) -> Node:
 
 
 def _numeral_value(node: BaseNumeral) -> Node:
-    from fractions import Fraction
-
     try:
         return Number(Fraction(int(node.digits, node.base)))
     except ValueError:
@@ -135,13 +151,38 @@ def _quantities(one: Node, other: Node) -> bool:
     times = [unit_words(u) in (("am",), ("pm",)) for u in (unit, other_unit)]
     if any(times):
         first, second = (clock(node) if type(node) is Ratio else node for node in (first, second))
-    if not units_agree(unit, other_unit):
+    if not unit or not other_unit:
+        bare, value, written = (first, second, other_unit) if not unit else (second, first, unit)
+        if isinstance(bare, SCALARS) and symbols(bare) and (letters := in_letters(written)):  # 12 m^3 for 12\text{ m}^3
+            factors = (Power(Symbol(letter), Number(Fraction(power))) for letter, power in letters)
+            return same(bare, value) or same(bare, Product((value, *factors)))
+    agree = units_agree(unit, other_unit, ONE in (first, second))
+    if agree is False:
         return False
     if type(one) is Relation or type(other) is Relation:
+        equal = _relations(one, other)
+    elif type(first) is Collection and type(second) is Collection:
+        equal = _collections(first, second)
+    else:
+        equal = same(first, second)
+    if equal and agree is None:
+        raise UndecidableError
+    return equal
+
+
+def _residues(one: Node, other: Node) -> bool:
+    """Compares `2 \\pmod 7` with a class, with a relation, or a number: the one written, or the remainder."""
+    if type(one) is Relation or type(other) is Relation:
         return _relations(one, other)
-    if type(first) is Collection and type(second) is Collection:
-        return _collections(first, second)
-    return same(first, second)
+    if type(one) is Residue and type(other) is Residue:
+        if not same(one.modulus, other.modulus):
+            return False
+        values = exact(one.value), exact(other.value), exact(one.modulus)
+        if None in values or values[2] <= 0:
+            return same(one.value, other.value)
+        return (values[0] - values[1]) % values[2] == 0
+    residue, number = (one, other) if type(one) is Residue else (other, one)
+    return same(residue.value, number) or same(Call("mod", (residue.value, residue.modulus)), number)
 
 
 def _texts(one: Node, other: Node) -> bool:
@@ -153,7 +194,7 @@ def _texts(one: Node, other: Node) -> bool:
         if {type(one), type(other)} <= {Text, Symbol, SetOperation, Bracket}:
             return _as_sets(one, other) is True
         return False
-    return "".join(words[0]) == "".join(words[1])
+    return run_together(words[0]) == run_together(words[1])
 
 
 def _definition(node: Relation) -> Node | None:
@@ -260,6 +301,8 @@ def _joined(node: Collection) -> Node:
 def _collections(one: Node, other: Node) -> bool:
     if type(one) is not Collection or type(other) is not Collection:
         single, many = (other, one) if type(one) is Collection else (one, other)
+        if type(single) in (Bracket, Matrix) and (point := point_of(many)) is not None:
+            return _ordered(point, single)
         joined = _joined(many)
         if type(single) in (Bracket,) and type(joined) is SetOperation and any(type(i) is Relation for i in many.items):
             return _as_sets(joined, single) is True
@@ -330,16 +373,16 @@ def _ratios(one: Node, other: Node) -> bool:
         if len(one.parts) != len(other.parts):
             return False
         if one.time or other.time:
-            return all(map(same_value, one.parts, other.parts))
+            return all(map(same_scalar, one.parts, other.parts))
         a, b = one.parts[0], other.parts[0]
         return all(
-            same_value(Product((_valued(x), b)), Product((_valued(y), a)))
+            same_scalar(Product((_valued(x), b)), Product((_valued(y), a)))
             for x, y in zip(one.parts[1:], other.parts[1:], strict=True)
         )
     ratio, value = (one, other) if type(one) is Ratio else (other, one)
     if len(ratio.parts) != 2 or exact(value) is None and not isinstance(value, SCALARS):
         return False
-    return same_value(Product((_valued(ratio.parts[0]), Power(_valued(ratio.parts[1]), sets.MINUS_ONE))), _valued(value))
+    return same_scalar(Product((_valued(ratio.parts[0]), Power(_valued(ratio.parts[1]), sets.MINUS_ONE))), _valued(value))
 
 
 def _numerals(one: Node, other: Node) -> bool:

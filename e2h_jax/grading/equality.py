@@ -9,15 +9,18 @@ untrusted text. docs/grading.md has the conventions of each set, and how they co
 """
 
 import functools
+import numbers
 import re
+from decimal import Decimal
 from fractions import Fraction
 
 from e2h_jax.grading import strict
 from e2h_jax.grading.answer import MAX_LENGTH, Answer, read
 from e2h_jax.grading.compare import same
-from e2h_jax.grading.tree import Collection, Number, Quantity
+from e2h_jax.grading.tree import Collection, Number, Quantity, Residue
 from e2h_jax.grading.values import UndecidableError, exact
 
+Answered = str | int | float | Fraction | Decimal
 RULES = ("strict", "default", "numeric")
 _NUMBER = re.compile(r"-?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|-?\$?\.[0-9]+", re.ASCII)
 
@@ -26,8 +29,8 @@ class Verdict(str):
     """ "correct", "wrong" or "undecided", with the reason. Compares and prints as the plain word; true when correct.
 
     Reasons: text (the same spelling), same, different, strict, number; empty, too_long, unparsable (of the answer),
-    unparsable_reference, undecidable (neither equal nor different could be shown). "undecided" comes with too_long,
-    unparsable_reference and undecidable: count it as wrong, and show how many there were.
+    unparsable_reference, undecidable (neither equal nor different could be shown), memory, error (a fault of the grader).
+    "undecided" comes with these four and too_long: count it as wrong, and show how many there were.
     """
 
     reason: str
@@ -44,7 +47,7 @@ class Verdict(str):
         return Verdict, (str(self), self.reason)
 
 
-def is_equal(prediction: str | None, reference: str, rules: str = "default") -> bool:
+def is_equal(prediction: Answered | None, reference: Answered, rules: str = "default") -> bool:
     """Returns whether `prediction`, untrusted text, is the answer `reference`; undecided is False.
 
     Raises:
@@ -53,18 +56,47 @@ def is_equal(prediction: str | None, reference: str, rules: str = "default") -> 
     return grade(prediction, reference, rules) == "correct"
 
 
-def grade(prediction: str | None, reference: str, rules: str = "default") -> Verdict:
+def grade(prediction: Answered | None, reference: Answered, rules: str = "default") -> Verdict:
     """Returns the verdict on `prediction`, untrusted text, against `reference`.
 
-    None (no answer) and anything else that is not a text is wrong.
+    Numbers are read as they print: `grade(72, "72")` is correct. None (no answer) and anything else that is neither text nor
+    number is wrong; as a reference it makes the answer undecided.
 
     Raises:
       ValueError: no such rules. Nothing else, whatever the texts.
     """
     if rules not in RULES:
         raise ValueError(f'there are no rules "{rules}"; use {", ".join(RULES)}')
-    if not isinstance(prediction, str) or not isinstance(reference, str) or not prediction.strip():
+    prediction, reference = as_text(prediction), as_text(reference)
+    if prediction is None or not prediction.strip():
         return Verdict("wrong", "empty")
+    if reference is None:
+        return Verdict("undecided", "unparsable_reference")
+    try:
+        return _by_rules(prediction, reference, rules)
+    except MemoryError:
+        return Verdict("undecided", "memory")
+    except Exception:  # no text may end a run; the tests look for this reason and find none
+        return Verdict("undecided", "error")
+
+
+def as_text(answer: object) -> str | None:
+    """Returns an answer as text: a number (72, 0.5, Fraction(1, 3), NumPy's) as it is printed; None for what is neither.
+
+    Infinite floats and nan are None, and so are True and False.
+    """
+    if isinstance(answer, str):
+        return answer
+    if not isinstance(answer, (numbers.Real, Decimal)) or isinstance(answer, bool):
+        return None
+    try:
+        text = str(answer)
+    except ValueError:  # more digits than Python prints
+        return None
+    return text if text.lstrip("-")[:1].isdigit() else None
+
+
+def _by_rules(prediction: str, reference: str, rules: str) -> Verdict:
     if max(len(prediction), len(reference)) > MAX_LENGTH:
         given, truth = prediction.strip(), reference.strip()
         if given == truth:
@@ -93,7 +125,7 @@ def _default(prediction: str, reference: str) -> Verdict:
         return Verdict("wrong", given.problem)
     try:
         return Verdict("correct", "same") if _same(given, truth) else Verdict("wrong", "different")
-    except (UndecidableError, RecursionError, ArithmeticError, ValueError, TypeError, AttributeError):
+    except (UndecidableError, RecursionError, ArithmeticError, ValueError):
         return Verdict("undecided", "undecidable")
 
 
@@ -119,7 +151,7 @@ def _number(text: str) -> Fraction | None:
     """Returns the number of an answer: after `####` where that stands, the value of the whole, or the only number in it."""
     text = text.rpartition("####")[2].strip()
     node = read(text).node
-    if type(node) is Quantity:
+    if type(node) in (Quantity, Residue):
         node = node.value
     if node is not None and type(node) is not Collection and (value := exact(node)) is not None:
         return value
@@ -127,8 +159,9 @@ def _number(text: str) -> Fraction | None:
     return Fraction(found[0]) if len(found) == 1 and len(found[0]) < 400 else None
 
 
-def answer_key(answer: str, rules: str = "default") -> str:
+def answer_key(answer: Answered, rules: str = "default") -> str:
     """Returns a form that equal answers often share: the cheap first step of grouping (`groups.py` takes the second)."""
+    answer = as_text(answer) or ""
     if len(answer) > MAX_LENGTH:
         return answer.strip()
     match rules:

@@ -115,16 +115,22 @@ _SUPERSCRIPTS, _SUBSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+
 _ORDINAL = re.compile(r"(?<=[0-9])(?:\^ *\{? *\\(?:text|mathrm) *\{ *(?:st|nd|rd|th) *\} *\}?|(?:st|nd|rd|th)(?![a-zA-Z]))")
 _LOST_BACKSLASH = re.compile(r"(?<![a-zA-Z\\])(?=[dt]?frac *\{)")
 _EXPLICIT_THOUSANDS = re.compile(r"(?<=[0-9]) *(?:\{ *, *\}|,[ ]*\\!|\\!,|\\[,;: ]|~|\{\\,\}|\{ \}) *(?=[0-9]{3}(?![0-9]))")
+_APART = r"(?<![0-9.,_'])([1-9][0-9]{0,2}(?:%s[0-9]{3})+)(?![0-9_']|[.,][0-9]*[_'.])"
+_UNDERSCORES, _APOSTROPHES = re.compile(_APART % r"\\?_"), re.compile(_APART % "'")  # 1_000_000, 1'000'000
+_POINTS = re.compile(r"[1-9][0-9]{0,2}(?:\.[0-9]{3}){2,}(?![0-9]|\.[0-9])(?:,[0-9]+(?![0-9]*[.,][0-9]))?", re.ASCII)
 _DECIMAL_COMMA = re.compile(r"(?<=[0-9])\{,\}(?=[0-9])")
 _DEGREE = re.compile(r"\^ *(?:\{ *\\circ *\}|\\circ(?![a-zA-Z]))|\\degree(?![a-zA-Z])|\{ *\}\^\\circ")
 _HALF_DAY = re.compile(r"(?<![a-zA-Z\\])([aApP])\. ?[mM]\b\.?")
 _TAIL = " .,;:"
-_BRACED_SIGN = re.compile(r"\{ *([:.=<>+-]) *\}")  # 3{:}45: braces against spacing
+_BRACED_SIGN = re.compile(r"\{ *([][:.=<>+-]) *\}")  # 3{:}45: braces against spacing
 _NOT_EQUAL = re.compile(r"\\not *(?:=|\\equiv(?![a-zA-Z]))")
-_MODULUS = re.compile(r"\( *(?:\\(?:text|mathrm|operatorname) *\{ *mod *\}|\\?mod(?![a-z])) *([^()]*)\)")
+_MOD = r"(?:\\(?:text|mbox|mathrm|operatorname) *\{ *mod(?:ulo)? *\}|\\?b?mod(?:ulo)?(?![a-zA-Z]))"
+_MODULUS = re.compile(rf"\( *{_MOD} *([^()]*)\)|\\(?:text|mbox) *\{{ *\( *mod(?:ulo)? *([0-9a-zA-Z]+) *\) *\}}")
+_MODULO = re.compile(rf"(?<![a-zA-Z\\]){_MOD}|\\(?:text|mbox) *\{{ *mod(?:ulo)? +([0-9a-zA-Z]+) *\}}")
 _LETTER_TIMES = re.compile(r"(?<=[0-9]) *[xX] *(?=10 *(?:\^|\*\*))")  # 2.5 x 10^2
+_MARKDOWN = re.compile(r"^(?:\*\*+|__+(?!_)|\*(?= )) *|(?<![\^{*_ ]) *(?:\*\*+|__+)$")  # one side alone: **73, 73**
 _PREAMBLE = re.compile(
-    r"#### *|(?:(?:so|thus|hence|therefore),? +)?(?:the +)?(?:final +|correct +)?"
+    r"#### *|#{1,6} +|(?:(?:so|thus|hence|therefore),? +)?(?:the +)?(?:final +|correct +)?"
     r"(?:answer *(?:is\b *:?|:) *|(?:option|choice) +(?=\(?[A-J]\b))",
     re.IGNORECASE,
 )
@@ -136,7 +142,8 @@ _TEXT_COMMANDS = frozenset(
 _DROPPED = frozenset(  # presentation; a group that follows is kept
     "displaystyle textstyle scriptstyle limits nolimits left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl "
     "Biggr middle boxed fbox mathbf mathit mathsf mathcal mathnormal boldsymbol bm vec mathstrut ensuremath hfill hline "
-    "underline tiny small large Large LARGE huge Huge normalsize bf it rm sf cal".split()
+    "mathopen mathclose mathrel mathbin mathpunct underline tiny small large Large LARGE huge Huge normalsize bf it rm "
+    "sf cal".split()
 )
 _SPACES = frozenset("quad qquad enspace thinspace space nobreak".split())
 _WITH_ARGUMENT = frozenset("phantom hphantom vphantom hspace vspace label tag color textcolor hspace* kern mkern".split())
@@ -150,6 +157,7 @@ _RENAMED = {
     **{"surd": "sqrt", "rightarrow": "to", "longrightarrow": "to", "bigtriangleup": "triangle", "cr": "\\\\"},
     **{"bar": "overline", "ldots": "dots", "cdots": "dots", "dotsc": "dots", "tan^{-1}": "arctan", "lor": "or", "vee": "or"},
     **{"land": "and", "wedge": "and", "thickapprox": "approx", "doteq": "=", "colonequals": "=", "gets": "=", "infin": "infty"},
+    **{"mod": "bmod", "pod": "pmod"},
 }
 _SYMBOLS = {"{": "set(", "}": "set)", "%": "%", "$": "$", "\\": "\\\\", "|": "||", "_": " ", "#": "#", "&": "and"}
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?|\.[0-9]+", re.ASCII)
@@ -186,7 +194,10 @@ def clean(text: str) -> str:
         text = _DECIMAL_COMMA.sub(".", text)
         text = _NOT_EQUAL.sub(r"\\ne ", _BRACED_SIGN.sub(r"\1", text))
         text = _DEGREE.sub(r"\\degree ", text)
-    text = _MODULUS.sub(r"\\pmod{\1}", text) if "mod" in text else text
+    if "mod" in text:
+        text = _MODULO.sub(r"\\bmod \1 ", _MODULUS.sub(lambda match: rf"\pmod{{{match[1] or match[2]}}}", text))
+    for apart in (_UNDERSCORES, _APOSTROPHES):
+        text = apart.sub(lambda match: re.sub(r"[^0-9]", "", match[1]), text)
     text = _LETTER_TIMES.sub(r"\\times ", text)
     for _ in range(4):
         shorter = _without_frame(text)
@@ -203,7 +214,8 @@ def _without_frame(text: str) -> str:
     text = text.rstrip("\\") if text.endswith("\\") else text
     if (preamble := _PREAMBLE.match(text)) and preamble.end() < len(text):
         return text[preamble.end() :].strip()
-    for start, end in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`")):
+    text = _MARKDOWN.sub("", text)
+    for start, end in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), *((c, c) for c in "*_`")):
         if len(text) >= len(start) + len(end) and text.startswith(start) and text.endswith(end):
             inner = text[len(start) : len(text) - len(end)]
             if start not in inner and not inner.endswith("\\"):
@@ -313,7 +325,7 @@ def _text(name: str, content: str, spaced: bool) -> Token:
             return Token("word", plain, spaced)
     if _NUMBER.fullmatch(plain):
         return Token("number", plain, spaced, Fraction(plain))
-    if plain in ("or", "and"):
+    if plain in ("or", "and", "pi"):
         return Token("word", plain, True)
     return Token("text", content, spaced or content[:1] == " ")
 
@@ -322,7 +334,7 @@ def _text(name: str, content: str, spaced: bool) -> Token:
 FUNCTION_WORDS = frozenset(
     "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc asin acos atan sinh cosh tanh coth sech csch arcsinh "
     "arsinh arcosh artanh "
-    "arccosh arctanh log ln lg exp sqrt cbrt abs floor ceil gcd lcm max min cis det Re Im mod frac binom".split()
+    "arccosh arctanh log ln lg exp sqrt cbrt abs floor ceil gcd lcm max min cis det Re Im frac binom".split()
 )
 
 
@@ -359,6 +371,10 @@ def _number(text: str, start: int, spaced: bool, top: bool) -> tuple[int, Token]
     if top and (apart := _SPACED.match(text, start)):
         digits = apart[0].replace(" ", "")
         return apart.end(), Token("number", digits, spaced, Fraction(digits))
+    if apart := _POINTS.match(text, start):
+        written = apart[0] if top else apart[0].partition(",")[0]
+        digits = written.replace(".", "").replace(",", ".")
+        return start + len(written), Token("number", digits, spaced, Fraction(digits))
     match = _NUMBER.match(text, start)
     digits, end = match[0], match.end()
     if "." in digits and (dots := _ELLIPSIS.match(text, end)):

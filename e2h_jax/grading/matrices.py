@@ -25,6 +25,8 @@ def as_matrix(node: Node) -> Node | None:
             product = matrix if product is None or matrix is None else _times(product, matrix)
             if product is None:
                 return None
+    if product is None:
+        return None
     return Matrix(tuple(tuple(Product((*scalars, entry)) for entry in row) for row in product.rows))
 
 

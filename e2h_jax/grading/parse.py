@@ -2,10 +2,10 @@
 
 It reads LaTeX and plain text, and executes nothing. The grammar, from the outside in:
 
-    relation   setop (= < > \\le … setop)*
+    relation   setop (= < > \\le … setop)* [\\pmod n]
     setop      ratio (\\cup | \\cap | \\setminus  ratio)*
     ratio      sum (: sum)*
-    sum        [+ - \\pm \\mp] product ([+ - \\pm \\mp] product)*
+    sum        [+ - \\pm \\mp] product ([+ - \\pm \\mp] product)* [\\bmod product]
     product    power ([* \\cdot \\times / or nothing] power)*
     power      atom (^ … | ! | degrees)*
 
@@ -18,8 +18,10 @@ from fractions import Fraction
 from e2h_jax.grading.atoms import FUNCTIONS, SYMBOL_COMMANDS, product_of, transposed
 from e2h_jax.grading.binders import Binders
 from e2h_jax.grading.latex import Token, UnreadableError
+from e2h_jax.grading.layout import RELATIONS
 from e2h_jax.grading.tree import (
     BINDERS,
+    SCALARS,
     Bracket,
     Call,
     Collection,
@@ -31,6 +33,7 @@ from e2h_jax.grading.tree import (
     Power,
     Ratio,
     Relation,
+    Residue,
     SetOperation,
     Sum,
     Symbol,
@@ -38,7 +41,6 @@ from e2h_jax.grading.tree import (
     quotient,
 )
 
-_RELATIONS = frozenset(["=", "<", ">", "le", "ge", "ne", "in", "approx", "equiv", "cong"])
 _SET_OPERATIONS = frozenset(["cup", "cap", "setminus"])
 _TIMES = frozenset(["*", "cdot", "times"])
 _ATOMS = frozenset(
@@ -66,11 +68,22 @@ class _Parser(Binders):
             operators.append(self.take().text)
         while True:
             operands.append(self.set_operation())
-            if self.kind not in _RELATIONS:
+            if self.kind not in RELATIONS:
                 break
-            operators.append({"equiv": "=", "cong": "="}.get(self.kind, self.kind))
+            operators.append(self.kind)
             self.take()
-        return Relation(tuple(operands), tuple(operators)) if operators else operands[0]
+        modulus = None
+        if self.kind == "pmod":
+            self.take()
+            modulus = Number(self.take().value) if self.kind == "number" else self.argument()
+        elif "equiv" in operators and type(operands[-1]) is Call and operands[-1].name == "mod":  # x \equiv 2 \bmod 7
+            operands[-1], modulus = operands[-1].arguments
+        operators = tuple({"equiv": "=", "cong": "="}.get(operator, operator) for operator in operators)
+        if modulus is not None:
+            if not isinstance(modulus, SCALARS) or set(operators) - {"=", "ne"}:
+                raise UnreadableError("a modulus")
+            operands = [node if operators and type(node) is Symbol else Residue(node, modulus) for node in operands]
+        return Relation(tuple(operands), operators) if operators else operands[0]
 
     def set_operation(self) -> Node:
         node = self.ratio()
@@ -118,7 +131,17 @@ class _Parser(Binders):
             if self.kind not in ("+", "-", "pm", "mp"):
                 if len(terms) == 2 and sign < 0 and type(term) is Collection and term.braces:  # R - {2}
                     return SetOperation("setminus", (terms[0], term))
-                return Sum(tuple(terms)) if len(terms) > 1 else terms[0]
+                node = Sum(tuple(terms)) if len(terms) > 1 else terms[0]
+                return self.remainder(node) if self.kind == "bmod" else node
+
+    def remainder(self, node: Node) -> Node:
+        """Reads the modulus of `17 mod 5`; of sums it does not say what is divided: `7 + 17 mod 5`, `17 mod 5 + 1`."""
+        self.take()
+        modulus = self.product()
+        if type(node) is Sum or self.kind in ("+", "-", "pm", "mp", "bmod"):
+            raise UnreadableError("mod within a sum")
+        return Call("mod", (node, modulus))
+
 
     def product(self) -> Node:
         factors = [self.power()]
@@ -133,9 +156,6 @@ class _Parser(Binders):
             elif kind == "choose":
                 self.take()
                 return Call("binom", (product_of(factors), self.product()))
-            elif kind == "bmod":
-                self.take()
-                return Call("mod", (product_of(factors), self.power()))
             elif kind == "over":
                 self.take()
                 return quotient(product_of(factors), self.product())

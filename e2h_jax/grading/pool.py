@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from e2h_jax.grading.equality import RULES, Verdict
+from e2h_jax.grading.equality import RULES, Verdict, as_text
 
 _CHUNK = 200  # pairs sent to a worker at a time
 _START_S = 60.0  # a worker may take so long to start
@@ -171,8 +171,7 @@ class _Worker:
     def _send(self, pairs: list, rules: str) -> None:
         try:
             for prediction, reference in pairs:
-                prediction = prediction if isinstance(prediction, str) else None
-                request = json.dumps([prediction, reference, rules]).encode() + b"\n"
+                request = json.dumps([as_text(prediction), as_text(reference), rules]).encode() + b"\n"
                 view = memoryview(request)
                 while view:
                     view = view[self.process.stdin.write(view) :]

@@ -1,9 +1,12 @@
 """What relations say, before anything is compared: names that are defined, sides, links of a chain."""
 
+import re
+
 from e2h_jax.grading import sets
 from e2h_jax.grading.precision import precise
+from e2h_jax.grading.scalars import has_infinity
 from e2h_jax.grading.tree import SCALARS, Bracket, Call, Collection, Node, Product, Quantity, Relation, SetOperation, Symbol
-from e2h_jax.grading.values import _evaluated, symbols
+from e2h_jax.grading.values import UndecidableError, _evaluated, symbols
 
 _FLIPPED = {"<": ">", "le": "ge"}
 
@@ -61,6 +64,29 @@ def by_component(node: Relation) -> Collection | None:
     return Collection(tuple(Relation(pair, ("=",)) for pair in zip(names.items, values.items, strict=True)))
 
 
+def point_of(node: Collection) -> Bracket | None:
+    """Returns `x = 1, y = 2` as the point `(1, 2)`, in the order of the names; None for a list that is no such thing.
+
+    Names have an order that everybody knows only where they follow each other in the alphabet (x, y; a, b, c) or are one letter
+    with indices; of `m = 2, b = 3` nobody can tell whether (2, 3) or (3, 2) is meant: raises UndecidableError.
+    """
+    if node.braces or len(node.items) < 2 or not all(type(i) is Relation and i.operators == ("=",) for i in node.items):
+        return None
+    values = {i.operands[0].name: i.operands[1] for i in node.items if type(i.operands[0]) is Symbol and is_name(i.operands[0])}
+    if len(values) != len(node.items) or any(symbols(value) & set(values) for value in values.values()):
+        return None
+    names = sorted(values, key=lambda name: (len(name), name))
+    ranks = [re.fullmatch(r"(?:([a-zA-Z])|([a-zA-Z])_([0-9]+))", name) for name in names]
+    if None in ranks:
+        raise UndecidableError
+    letters = [rank[1] or rank[2] for rank in ranks]
+    places = [ord(rank[1]) if rank[1] else int(rank[3]) for rank in ranks]
+    one_kind = len({bool(rank[1]) for rank in ranks}) == 1 and (ranks[0][1] or len(set(letters)) == 1)
+    if not one_kind or places != list(range(places[0], places[0] + len(places))):
+        raise UndecidableError
+    return Bracket("(", ")", tuple(values[name] for name in names))
+
+
 def approximates(node: Relation) -> bool:
     sides = [side.value if type(side) is Quantity else side for side in node.operands]
     if len(sides) != 2 or any(not isinstance(side, SCALARS) or symbols(side) for side in sides):
@@ -70,7 +96,9 @@ def approximates(node: Relation) -> bool:
 
 
 def links_of(node: Relation) -> list[tuple[str, Node]] | None:
-    """Returns the relations of a chain as (operator, left minus right); None when a side is no scalar."""
+    """Returns the relations of a chain as (operator, left minus right); None when a side is no finite scalar."""
+    if any(map(has_infinity, node.operands)):
+        return None
     if not all(isinstance(operand, SCALARS) for operand in node.operands) or set(node.operators) & {"in", "approx"}:
         return None
     links = []

@@ -89,6 +89,14 @@ class Relation:
 
 
 @dataclass(frozen=True, slots=True)
+class Residue:
+    """The whole numbers that leave the same remainder as `value`, `2 \\pmod 7`."""
+
+    value: Node
+    modulus: Node
+
+
+@dataclass(frozen=True, slots=True)
 class Ratio:
     """`3:4`; `time`: written as a time of day (`12:00`, `1:03`) it is not reduced."""
 

@@ -94,6 +94,8 @@ def _bounded(value: Fraction) -> Fraction:
 
 
 def _exact_power(base: Fraction, exponent: Fraction) -> Fraction:
+    if base == exponent == 0:
+        raise _NotExactError  # indeterminate
     if exponent.denominator == 1:
         if max(base.numerator.bit_length(), base.denominator.bit_length()) * abs(exponent) > MAX_BITS and abs(base) != 1:
             raise _NotExactError
@@ -137,8 +139,8 @@ def _exact_call(name: str, values: list[Fraction]) -> Fraction:
         return max(values) if name == "max" else min(values)
     if name in ("gcd", "lcm") and integers:
         return Fraction(math.gcd(*whole) if name == "gcd" else math.lcm(*whole))
-    if name == "mod" and integers and whole[1]:
-        return Fraction(whole[0] % whole[1])
+    if name == "mod" and values[1] > 0:
+        return values[0] % values[1]
     if name == "factorial" and integers and 0 <= whole[0] <= 3000:
         return Fraction(_factorial(whole[0]))
     if name == "factorial2" and integers and 0 <= whole[0] <= 2000:
@@ -195,6 +197,15 @@ def _exact_series(node: Call) -> Fraction:
         term = _exact(replaced(body, variable, Number(Fraction(index))))
         total = _bounded(total + term if node.name == "sum" else total * term)
     return total
+
+
+def index_key(node: Node) -> str | None:
+    """Returns a spelling that indices of one value share, `n+1` and `1+n`; None where they are no rational formula."""
+    value = exact(node)
+    try:
+        return str(value) if value is not None else f"{_residue(node, _PRIMES[0]):x}"
+    except (_NotExactError, ZeroDivisionError):
+        return None
 
 
 def _fail() -> int:

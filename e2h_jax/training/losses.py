@@ -4,6 +4,8 @@ All losses are weighted *sums*: the training loop divides a batch's weights by t
 the weighted tokens of the whole global batch, also under gradient accumulation.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -23,16 +25,7 @@ def cross_entropy(hidden_BxLxD: jax.Array, lm_head_DxV: jax.Array, targets_BxL: 
     Returns:
       the weighted loss sum, and the weighted sum of correct argmax predictions (both float32 scalars).
     """
-    rows, length = targets_BxL.shape
-    chunks = _chunks(rows, length)
-
-    @jax.checkpoint
-    def chunk_loss(head_DxV, hidden_BxTxD, targets_BxT, weights_BxT):
-        logits = _logits(hidden_BxTxD, head_DxV)
-        losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, targets_BxT)
-        hits = (logits.argmax(-1) == targets_BxT).astype(jnp.float32)
-        return jnp.sum(losses * weights_BxT), jnp.sum(hits * weights_BxT)
-
+    chunks, chunk_loss = _chunks(*targets_BxL.shape), jax.checkpoint(_chunk_loss)
     if chunks == 1:
         return chunk_loss(lm_head_DxV, hidden_BxLxD, targets_BxL, weights_BxL)
 
@@ -42,6 +35,13 @@ def cross_entropy(hidden_BxLxD: jax.Array, lm_head_DxV: jax.Array, targets_BxL: 
 
     parts = [_cut(x, chunks) for x in (hidden_BxLxD, targets_BxL, weights_BxL)]
     return jax.lax.scan(body, (jnp.float32(0), jnp.float32(0)), parts)[0]
+
+
+def _chunk_loss(head_DxV, hidden_BxTxD, targets_BxT, weights_BxT):
+    logits = _logits(hidden_BxTxD, head_DxV)
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, targets_BxT)
+    hits = (logits.argmax(-1) == targets_BxT).astype(jnp.float32)
+    return jnp.sum(losses * weights_BxT), jnp.sum(hits * weights_BxT)
 
 
 def token_logprobs(hidden_BxLxD: jax.Array, lm_head_DxV: jax.Array, targets_BxL: jax.Array, temperature: float = 1.0):
@@ -54,14 +54,7 @@ def token_logprobs(hidden_BxLxD: jax.Array, lm_head_DxV: jax.Array, targets_BxL:
       log-probabilities and entropies, both float32 [B, L]; gradients flow through either.
     """
     rows, length = targets_BxL.shape
-    chunks = _chunks(rows, length)
-
-    @jax.checkpoint
-    def chunk_logprobs(head_DxV, hidden_BxTxD, targets_BxT):
-        logprobs_BxTxV = jax.nn.log_softmax(_logits(hidden_BxTxD, head_DxV) / temperature)
-        entropy_BxT = -jnp.sum(jnp.exp(logprobs_BxTxV) * logprobs_BxTxV, axis=-1)
-        return jnp.take_along_axis(logprobs_BxTxV, targets_BxT[..., None], axis=-1)[..., 0], entropy_BxT
-
+    chunks, chunk_logprobs = _chunks(rows, length), jax.checkpoint(partial(_chunk_logprobs, temperature=temperature))
     if chunks == 1:
         return chunk_logprobs(lm_head_DxV, hidden_BxLxD, targets_BxL)
 
@@ -70,6 +63,12 @@ def token_logprobs(hidden_BxLxD: jax.Array, lm_head_DxV: jax.Array, targets_BxL:
 
     parts = jax.lax.scan(body, None, (_cut(hidden_BxLxD, chunks), _cut(targets_BxL, chunks)))[1]
     return tuple(jnp.moveaxis(part, 0, 1).reshape(rows, -1)[:, :length] for part in parts)
+
+
+def _chunk_logprobs(head_DxV, hidden_BxTxD, targets_BxT, *, temperature):
+    logprobs_BxTxV = jax.nn.log_softmax(_logits(hidden_BxTxD, head_DxV) / temperature)
+    entropy_BxT = -jnp.sum(jnp.exp(logprobs_BxTxV) * logprobs_BxTxV, axis=-1)
+    return jnp.take_along_axis(logprobs_BxTxV, targets_BxT[..., None], axis=-1)[..., 0], entropy_BxT
 
 
 def _chunks(rows: int, length: int) -> int:

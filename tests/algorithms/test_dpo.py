@@ -84,22 +84,25 @@ def test_the_loss_of_packed_pairs_is_that_of_numpy(fields, average):
     config, examples = settings(beta=0.3, average_logprobs=average, **fields), pairs_of(rng, 7)
     batch = rows_of(examples, 40)
     logprobs = rng.normal(-1, 1, batch["tokens"].shape).astype(np.float32)
-    loss, metrics = jax.jit(lambda logprobs: pair_loss(config, logprobs, batch, 5))(logprobs)
+    most = int(batch["segment_ids"].max())  # pairs in the fullest row
+    loss, metrics = jax.jit(lambda logprobs: pair_loss(config, logprobs, batch, most))(logprobs)
 
     def log_sigmoid(x):
         return -np.logaddexp(0.0, -x)
 
-    losses, hits, margins = [], [], []
+    losses, expected = [], []
     for row in range(len(logprobs)):
         for pair in range(1, batch["segment_ids"][row].max() + 1):
-            ratios, chosen_nll, wins = [], None, []
+            policies, references, chosen_nll, wins = [], [], None, []
             for half in (0, 1):
                 here = (batch["segment_ids"][row] == pair) & (batch["half"][row] == half)
                 counted = here & (batch["response"][row] > 0)
                 policy, reference = (x[row][counted].astype(np.float64) for x in (logprobs, batch["reference"]))
-                ratios.append((policy - reference).mean() if average else (policy - reference).sum())
+                policies.append(policy.mean() if average else policy.sum())
+                references.append(reference.mean() if average else reference.sum())
                 chosen_nll = -policy.mean() if half == 0 else chosen_nll
                 wins.append(batch["win"][row][here][0])
+            ratios = [policy - reference for policy, reference in zip(policies, references, strict=True)]
             h, beta, smoothing = ratios[0] - ratios[1], 0.3, config.label_smoothing
             value = {
                 "sigmoid": -(1 - smoothing) * log_sigmoid(beta * h) - smoothing * log_sigmoid(-beta * h),
@@ -107,12 +110,44 @@ def test_the_loss_of_packed_pairs_is_that_of_numpy(fields, average):
                 "rpo": sum((ratio - (win - 0.5) / beta) ** 2 for ratio, win in zip(ratios, wins, strict=True)) / 2,
             }[config.loss]
             losses.append(value + config.nll * chosen_nll)
-            hits.append(h > 0)
-            margins.append(beta * h)
+            rewards = {"chosen_reward": beta * ratios[0], "rejected_reward": beta * ratios[1], "margin": beta * h}
+            better = {"policy_accuracy": policies[0] > policies[1], "reference_accuracy": references[0] > references[1]}
+            expected.append({"preference_loss": value, "accuracy": h > 0, "chosen_nll": chosen_nll} | rewards | better)
     assert len(losses) == 7
     np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-6)
-    np.testing.assert_allclose(metrics["accuracy"], np.mean(hits), rtol=1e-6)
-    np.testing.assert_allclose(metrics["margin"], np.mean(margins), rtol=1e-5, atol=1e-6)
+    assert metrics.keys() == expected[0].keys()
+    for name, found in metrics.items():
+        np.testing.assert_allclose(found, np.mean([pair[name] for pair in expected]), rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_a_pair_as_an_example_and_its_halves_by_hand():
+    chosen, rejected = (
+        {"tokens": np.arange(n, n + length), "targets": np.arange(length), "positions": np.arange(length), "loss_weights": w}
+        for n, length, w in ((10, 3, [0.0, 1.0, 1.0]), (20, 2, [0.0, 1.0]))
+    )
+    example = pair_example(chosen, rejected, (0.75, 0.25))
+    assert example["tokens"].tolist() == [10, 11, 12, 20, 21] and example["half"].tolist() == [0, 0, 0, 1, 1]
+    assert example["positions"].tolist() == example["targets"].tolist() == [0, 1, 2, 0, 1]
+    assert example["response"].tolist() == [0, 1, 1, 0, 1]
+    assert example["win"].tolist() == [0.75, 0, 0, 0.25, 0] and example["pair_weights"].tolist() == [1, 0, 0, 0, 0]
+    assert example["win"].dtype == example["pair_weights"].dtype == np.float32 and example["half"].dtype == np.int32
+    batch = {"segment_ids": jnp.array([[1, 1, 2, 2, 0]]), "half": jnp.array([[0, 1, 0, 1, 0]])}
+    assert dpo.half_ids(batch).tolist() == [[1, 2, 3, 4, 0]]
+
+
+def test_a_draw_is_no_hit():
+    (pair,) = pairs_of(np.random.default_rng(0), 1)
+    batch = rows_of([pair], 20)
+    first = (batch["pair_weights"] + batch["win"] > 0).astype(np.float32)  # of each half one token counts
+    same = {**batch, "response": first, "reference": 0 * first}
+    _, metrics = pair_loss(settings(), np.full(batch["tokens"].shape, -1.0, np.float32), same, 1)
+    assert [metrics[name] for name in ("accuracy", "policy_accuracy", "reference_accuracy", "margin")] == [0, 0, 0, 0]
+
+
+def test_pairs_are_counted():
+    pairs = [{"problem": {"id": name, "level": level}} for name, level in (("p", 5), ("p", 5), ("q", 1), ("r", None))]
+    expected = {"pairs": 4, "pair_problems": 3, "pairs_level_1": 1, "pairs_level_5": 2}
+    assert list(dpo._counts(pairs).items()) == list(expected.items())
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +246,8 @@ def test_pairs_by_hand():
     assert paired(hidden, margin_hidden=1.0) == []  # nothing of a hidden answer differs by more
     outcome = [solution("r", 0, "a", True, None), solution("r", 1, "b", False, None), solution("s", 0, "a", None, None)]
     assert paired(outcome, margin=0.5) == [("r", 0, 1)]
+    # Every problem gives its pairs, also behind one of which nothing is known.
+    assert paired([*outcome[2:], *outcome[:2], *hidden], margin=0.5) == [("r", 0, 1), ("q", 0, 1)]
 
 
 def test_a_solution_that_did_not_end_is_only_rejected_and_wins_are_shares():

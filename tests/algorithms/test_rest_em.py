@@ -65,11 +65,22 @@ def test_at_most_so_many_are_kept_of_a_problem_by_score_or_by_seed():
     assert len(kept(solutions, per_problem=0, threshold=0)) == 20
 
 
-def test_a_kept_solution_ends_also_where_the_question_s_own_does_not():
-    drawn = solution("p", 3, "x", True, 0.5)
-    drawn.problem.update(eos=False, solution="the beginning of one")
-    record = rest_em._record(drawn)
-    assert (record["id"], record["solution"], record["score"], record["eos"]) == ("p#3", "x", 0.5, True)
+def test_a_kept_solution_becomes_a_problem_with_that_solution_and_the_kept_are_counted():
+    problems = [
+        {"id": "p", "level": 1, "answer": "7"},
+        {"id": "q", "level": 4, "answer": "9", "solution": "the beginning of one", "eos": False},
+        {"id": "r", "level": None},
+    ]
+    chosen = [
+        Solution(problems[1], 0, "x", True, None, 0.75),
+        Solution(problems[0], 2, "y", True, True, None),
+        Solution(problems[0], 3, "z", True, True, None),
+        Solution(problems[2], 1, "w", True, None, None),
+    ]
+    kept_as = {"id": "q#0", "level": 4, "answer": "9", "solution": "x", "score": 0.75, "eos": True}
+    assert rest_em._record(chosen[0]) == kept_as
+    expected = {"kept": 4, "kept_problems": 3, "kept_hidden": 2, "kept_level_1": 2, "kept_level_4": 1}
+    assert list(rest_em._counts(chosen).items()) == list(expected.items())
 
 
 @pytest.fixture(scope="module")

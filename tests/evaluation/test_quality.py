@@ -84,3 +84,15 @@ def test_steps_without_label_are_left_out_and_other_cuts_are_counted():
     areas = {"auc": 1, "auc_within": 1, "auc_problems": 1}
     assert found == {"steps": 2, "right": 1, "skipped": 1, **areas, "accuracy": 1, "balanced_accuracy": 1}
     assert step_quality([], [], [])["auc"] is None
+
+
+def test_a_soft_label_of_one_half_is_right_and_so_is_a_score_of_one_half():
+    found = step_quality([[0.5, 0.4, 0.6]], [[0.5, 0.49, 0.51]], [0])
+    assert (found["right"], found["accuracy"]) == (2, 1)
+
+
+def test_verdicts_may_be_zeros_and_ones():
+    scores, right, problems = np.array([0.9, 0.8, 0.5, 0.9]), np.array([1, 1, 1, 0]), np.array([0, 0, 0, 0])
+    assert judge(scores, right, problems, 0.5) == judge(scores, right > 0, problems, 0.5)
+    assert auc(scores, right.tolist()) == auc(scores, right > 0)
+    assert auc_within(scores, right, [2, 1, 1, 2]) == auc_within(scores, right > 0, problems[::-1] + [2, 1, 1, 2])

@@ -32,6 +32,16 @@ def test_certain_scores_stay_finite_and_a_solution_without_steps_scores_nothing(
     assert aggregate([], aggregation).shape == (0,)
 
 
+def test_a_certain_score_counts_as_one_in_a_million_from_certainty():
+    assert aggregate([[1.0], [0.0]], "mean_odds") == pytest.approx([999_999, 1 / 999_999], rel=1e-9)
+    assert aggregate([[0.0, 1.0], [1.0]], "mean_logit") == pytest.approx([0.5, 1 - 1e-6], rel=1e-9)
+
+
+def test_products_are_float64_also_of_float32_scores():
+    scores = np.float32([0.1, 0.7, 0.3])
+    assert aggregate([scores], "prod")[0] == pytest.approx(float(scores[0]) * float(scores[1]) * float(scores[2]), rel=1e-14)
+
+
 def test_unknown_aggregation():
     with pytest.raises(ValueError, match="median"):
         aggregate([[0.5]], "median")
@@ -50,6 +60,16 @@ def test_sums_that_differ_by_rounding_alone_are_tied():
     totals = np.array([0.1 + 0.2 + 0.3, 0.3 + 0.2 + 0.1])
     assert totals[0] != totals[1]
     assert winning_accuracy(totals, np.array([True, True]), np.array([1.0, 0.0])) == 0.5
+
+
+    assert winning_accuracy(np.array([1.0, 1 - 1e-6]), np.array([True, True]), np.array([1.0, 0.0])) == 1
+
+
+def test_every_column_of_totals_is_a_vote_of_its_own():
+    totals = np.array([[2.0, 1.0, 0.0, 0.5], [1.0, 1.0, 0.0, 3.0], [0.0, 1.0, 0.0, 0.5]])
+    present = np.array([[1, 1, 0, 1], [1, 1, 1, 1], [0, 1, 0, 1]], bool)
+    np.testing.assert_allclose(winning_accuracy(totals, present, np.array([1.0, 0.0, 0.0])), [1, 1 / 3, 0, 0])
+    np.testing.assert_allclose(winning_accuracy(totals, present, np.array([1.0, 0.25, 0.0])), [1, 1.25 / 3, 0.25, 0.25])
 
 
 def test_absent_answers_never_win():

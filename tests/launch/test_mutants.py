@@ -29,7 +29,8 @@ def functions_of(source):
 def test_the_table_names_files_and_functions_that_exist(name):
     module = TABLE["module"][name]
     files = [test.split("::")[0] for test in module["tests"] if test.startswith("tests/")]
-    assert files and all((ROOT / path).is_file() for path in [*files, *module.get("files", [])])
+    assert files and all((ROOT / path).is_file() for path in files)
+    assert all((ROOT / path).is_dir() for path in module.get("folders", []))
     assert set(module.get("only", [])) <= functions_of(module["source"])
 
 

@@ -71,6 +71,20 @@ def test_cut_off_by_the_limit():
     assert shaped.parts["accuracy"] == 1
 
 
+def test_what_could_not_be_scored_counts_as_one_wrong_step():
+    shaped = shape(settings(), E2H, rollout(), STEPS, None, Verdict(True))
+    np.testing.assert_allclose(shaped.rewards, [0] * 13 + [-0.5 - 1], atol=1e-7)
+    with pytest.raises(ValueError):
+        shape(settings(), E2H, rollout(), STEPS, [0.9, 0.4], Verdict(True))  # a score is missing: no step gets another's
+
+
+@pytest.mark.parametrize("scores", [None, [0.1, 0.1, 0.1]])
+def test_without_process_rewards_scores_are_not_looked_at(scores):
+    config = settings(process="none")
+    assert shape(config, E2H, rollout(), STEPS, scores, Verdict(True)).rewards.tolist() == [0.0] * 13 + [1.0]
+    assert shape(config, E2H, rollout("s1\n\nso 42"), STEPS, scores, Verdict(False)).rewards.tolist() == [0.0] * 13 + [-1.0]
+
+
 def test_a_reward_of_0_7_stays_0_7():
     config = settings(process="none", format="none", unavailable=0.7)
     shaped = shape(config, E2H, rollout(), STEPS, None, Verdict(None, hidden=True))
@@ -103,6 +117,7 @@ def test_outcomes(fields, verdict, expected):
         (E2H, "s1\n\nso $42$\n\n# Answer\n\n42 ", 0.5),  # the space is no part of the answer
         (E2H, "so \\boxed{42}\n\ns2\n\n# Answer\n\n42", 0),
         (E2H, "42\n\ns2\n\n# Answer\n\n42", 1),
+        (E2H, "s1\n\nso $42$\n\ns3\n\n# Answer\n\n42", 1),  # the last paragraph alone counts
         (E2H, "s1\n\nso 42", 1),
         (BOXED, "s1\n\nso \\boxed{42}", 0),
         (BOXED, "s1\n\nso 42", 1),
