@@ -26,6 +26,7 @@ _ROWS = [
     ("a\n \t\n# Answer\n \t\n7", "7", None),
     ("  # Answer\n\n7", "7", None),
     ("a\n  # Answer\n7", "7", None),
+    ("a\n\t# Answer\n7", "7", None),
     ("\n\n# Answer\n\n7", "7", None),
     ("a\n\n# Answer  \n\n7", "7", None),
     ("a\n\n# Answer\t\n7", "7", None),
@@ -67,6 +68,7 @@ _ROWS = [
     ("# Answer-key\n\n6", None, None),
     ("# Answer2\n\n6", None, None),
     ("# answer\n\n6", None, None),
+    ("# Answer\n6\n# answer\n7", "6\n# answer\n7", None),
     ("# ANSWER\n\n6", None, None),
     ("#Answer\n\n6", None, None),
     ("#  Answer\n\n6", None, None),
@@ -257,6 +259,7 @@ TAGGED = {
         ("So \\boxed{2}.<extra_0>more<extra_0>", "2"),
         ("So \\boxed{2}<extra_0>\\boxed{3", None),
         ("$\\boxed 9$<extra_0>", "9"),
+        ("\\boxed 9<extra_0>", "9"),
         ("a<extra_0># Answer<extra_0>42<extra_0>", None),
     ],
     # what follows a stop text does not count

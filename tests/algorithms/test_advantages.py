@@ -188,6 +188,7 @@ def laid(rows, slots=None):
 
 def group_advantages(preset, rows, groups, **fields):
     rewards, mask = laid(rows)
+    rewards[mask == 0] = 99  # nothing outside of the response counts
     advantages, returns = advantages_of(rewards, np.full_like(rewards, 7.0), groups, mask, config_of(preset, **fields))
     assert not returns.any() and not advantages[mask == 0].any()
     for row, values in enumerate(rows):
