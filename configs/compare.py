@@ -3,8 +3,8 @@
     e2h evaluate --config=configs/compare.py --config.problems=problems.jsonl --config.generators.mine.samples=samples.jsonl \\
         --config.generators.mine.scored.prm=scored.jsonl --workdir=runs/compared
 
-Needs no JAX and no accelerator. docs/records.md has the fields of the three files. For several generators or evaluators, copy
-this file and name them.
+Needs no JAX and no accelerator. docs/records.md has the fields of the three files. The same works without this file, and with
+any names; it is here to be copied where a comparison has many generators or evaluators.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,7 @@
 
 How a config is checked: it has exactly the fields of its stage's `defaults()`, with values of their types. A field that
 is None in `defaults()` is optional (make it `ml_collections.config_dict.placeholder(int)`, so that its type is known).
-An empty ConfigDict in `defaults()` is open: a config file may put anything into it.
+An empty ConfigDict in `defaults()` is open: a config file may put anything into it, the command line texts.
 """
 
 import ast
@@ -108,8 +108,10 @@ def assignments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return assigned, rest
 
 
-def override(config: ConfigDict, assignments: Iterable[str]) -> None:
+def override(config: ConfigDict, assignments: Iterable[str], defaults: ConfigDict | None = None) -> None:
     """Applies assignments such as "optimizer.learning_rate=1e-4" to `config`, in place, by the field's type.
+
+    In a group that is open in `defaults`, a field that is not there becomes a text, in groups as its path names them.
 
     Raises:
       UserError: no such field, or a value of another type.
@@ -119,18 +121,27 @@ def override(config: ConfigDict, assignments: Iterable[str]) -> None:
         if not equals:
             raise UserError(f"--config.{path} needs a value: --config.{path}=…")
         *groups, name = path.split(".")
-        group, prefix = config, "config"
+        group, prefix, known = config, "config", defaults
         for part in [*groups, name]:
             if not isinstance(group, ConfigDict):
                 raise UserError(f'"{prefix}" is a single field, so there is no "{prefix}.{part}".')
+            is_open = known is not None and not len(known)
+            if part not in group and is_open and part:
+                with group.unlocked():
+                    group[part] = "" if prefix.count(".") == len(groups) else ConfigDict()
             if part not in group:
                 raise UserError(f'there is no field "{prefix}.{part}"{suggest_field(part, prefix, group)}.')
             holder, group, prefix = group, group[part], f"{prefix}.{part}"
+            if not is_open:
+                known = known[part] if known is not None and isinstance(known.get(part), ConfigDict) else None
         if isinstance(group, ConfigDict):
             raise UserError(
                 f'"{prefix}" is a group of fields; set one of them, such as --{prefix}.{next(iter(group), "x")}=…'
             )
         kind = holder.get_type(name)
+        if kind is str and is_open:  # a name of one's own may have characters that the flag's parser does not know
+            holder[name] = text
+            continue
         if kind is type(None) or (kind is not str and text.lower() == "none"):
             holder[name] = _literal(text)
             continue

@@ -152,8 +152,9 @@ def _run(command: Command) -> int:
         return 0
     if command.workdir is None:
         raise UserError(f"--workdir=DIR is missing: the folder that {command.stage} shall write into.")
-    config = configs.load_file(command.config) if command.config else stages.load(command.stage).defaults().lock()
-    configs.override(config, command.overrides)
+    defaults = stages.load(command.stage).defaults()
+    config = configs.load_file(command.config) if command.config else defaults.copy_and_resolve_references().lock()
+    configs.override(config, command.overrides, defaults)
     stages.check_config(command.stage, config)
     if command.wandb:
         log_to_wandb()

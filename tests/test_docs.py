@@ -102,7 +102,8 @@ def wrong_command(line):
         command = main.parse(words)
         if command.stage is None:
             return None
-        config = stage.load(command.stage).defaults().lock()
+        defaults = stage.load(command.stage).defaults()
+        config = defaults.copy_and_resolve_references().lock()
         if command.config and "/" in command.config and not re.search("[…<]", command.config):
             config = configs.load_file(str(ROOT / command.config))
         elif command.stage == "recipe":  # its fields are those of its config
@@ -112,7 +113,7 @@ def wrong_command(line):
             if "…" in value or "$" in value:
                 functools.reduce(lambda group, part: group[part], name.split("."), config)
             else:
-                configs.override(config, [override])
+                configs.override(config, [override], defaults)
     except (UserError, KeyError, TypeError) as error:
         return f"{line}: {error}"
     return None

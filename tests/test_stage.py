@@ -267,6 +267,27 @@ def test_override_reads_values_as_the_fields_type(toy):
     assert config.limit is None and config.levels == (8,)
 
 
+def test_override_in_an_open_group_takes_new_names(toy):
+    config, defaults = toy_config(), toy_config()
+    with defaults.unlocked():
+        defaults.generators = ConfigDict()  # open
+    new = ["generators.my-sft.samples=1", "generators.my-sft.scored.rm.x=a=b", "generators.other.path="]
+    override(config.lock(), [*new, "generators.my-sft.samples=2"], defaults)
+    assert config.generators["my-sft"].to_dict() == {"samples": "2", "scored": {"rm": {"x": "a=b"}}}
+    assert config.generators.other.path == ""
+    for assignment, sentence in (
+        ("generators.my-sft=x", '"config.generators.my-sft" is a group of fields'),
+        ("generators.other.path.x=1", '"config.generators.other.path" is a single field'),
+        ("generators..x=1", 'there is no field "config.generators."'),
+        ("optimizer.warmpu=1", 'there is no field "config.optimizer.warmpu"'),
+        ("generator.sft.samples=x", 'there is no field "config.generator" (did you mean "config.generators"?)'),
+    ):
+        with pytest.raises(UserError) as error:
+            override(config, [assignment], defaults)
+        assert str(error.value).startswith(sentence)
+    assert config.is_locked and "generator" not in config
+
+
 def test_override_of_a_tuple_of_names_needs_no_quotes():
     config = ConfigDict({"stages": ("a", "b")})
     for text in ("c,d", "('c','d')", '["c","d"]'):

@@ -112,9 +112,9 @@ def select(solutions: list[Solution], threshold: float, per_problem: int, choose
 
 
 def _record(solution: Solution) -> dict:
-    """A solution as the problem record that SFT reads."""
+    """A solution as the problem record that SFT reads. It ended by itself, whatever the question's own solution does."""
     name = f"{solution.problem['id']}#{solution.sample}"
-    return solution.problem | {"id": name, "solution": solution.text, "score": solution.score}
+    return solution.problem | {"id": name, "solution": solution.text, "score": solution.score, "eos": True}
 
 
 def _demonstrations(config: ml_collections.ConfigDict) -> list[dict]:

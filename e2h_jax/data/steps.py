@@ -137,10 +137,7 @@ class _Encoder:
     def prompts(self, questions: Iterable[str], template: Template) -> dict[str, list[int]]:
         """Question -> BOS (see `bos_ids`) + ids of its prompt, each distinct question encoded once.
 
-        The template's special tokens become their ids; a question is text whatever it holds.
-
-        Raises:
-          UserError: the tokenizer lacks one of the template's special tokens.
+        The template's special tokens become their ids (UserError without one); a question is text whatever it holds.
         """
         if lacking := [token for token in template.special if token not in self._special]:
             raise UserError(
@@ -149,8 +146,7 @@ class _Encoder:
             )
         unique = list(dict.fromkeys(questions))
         parts = _prompt_parts(template, self._special)
-        bos = self._bos_again if [parts[0][1]] == self._bos else self._bos
-        ids: list[list[int]] = [list(bos) for _ in unique]
+        ids = [list(self._bos_again if [parts[0][1]] == self._bos else self._bos) for _ in unique]
         for number, (part, special) in enumerate(parts):
             if special is not None:
                 for row in ids:

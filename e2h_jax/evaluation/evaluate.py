@@ -11,6 +11,7 @@ Writes
 
 It needs no accelerator and no JAX: any system's samples and scores can be compared, as JSON Lines.
 
+    e2h evaluate --config.problems=problems.jsonl --config.generators.mine.samples=samples.jsonl --workdir=runs/compared
     e2h recipe --config=configs/rerank_pool.py --workdir=runs/rerank_pool    (an example on real solutions)
 """
 
@@ -41,6 +42,8 @@ def defaults() -> ConfigDict:
     #   config.generators.sft = ConfigDict({"samples": "sft/samples", "greedy": "sft/greedy", "scored": {"prm": "prm"}})
     # and template: the text format in which the answers stand, if it is not the one that `sample` recorded beside its
     # samples. "any" is a section `# Answer`, else a box, and what texts of other systems are read by.
+    # Or, with any names, on the command line:
+    #   --config.generators.sft.samples=sft/samples --config.generators.sft.scored.prm=prm
     config.generators = ConfigDict()
     config.easy_levels = EASY_LEVELS  # the levels that generators and evaluators were trained on
     config.hard_levels = HARD_LEVELS  # problems of other levels, or of none, count in "all" alone
@@ -74,13 +77,13 @@ def run(config: ConfigDict, workdir: str | Path) -> dict:
     workdir.mkdir(parents=True, exist_ok=True)
     adopted = dict(config.headline)
     problems = inputs.read_problems(config.problems)
-    generators = [
-        inputs.read_generator(name, paths, problems, config.max_samples, config.rules)
-        for name, paths in config.generators.items()
-    ]
+    # Everything is read before anything is graded, which takes longest: a mistake is told at once.
+    drawn = [inputs.read_drawn(name, paths, problems, config.max_samples) for name, paths in config.generators.items()]
+    labels = inputs.read_labels(config.labelled, drawn) if config.labelled else {}
+    seconds = inputs.read_seconds(config.seconds_from)
+    generators = [inputs.graded(one, problems, config.rules) for one in drawn]
     for generator in generators:
         _warn(generator, config.max_no_answer)
-    labels = inputs.read_labels(config.labelled, generators) if config.labelled else {}
     groups = comparison.Groups(
         [problem["level"] for problem in problems],
         config.easy_levels,
@@ -105,7 +108,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict:
         "quality": quality,
         "undecided": sum(generator.counts["undecided"] for generator in generators),
         "graded": {generator.name: generator.counts for generator in generators},
-        "seconds": inputs.read_seconds(config.seconds_from),
+        "seconds": seconds,
         "paper": dict(config.paper),
     }
     if groups.subjects:
@@ -129,7 +132,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict:
 def check_values(config: ConfigDict) -> None:
     """Raises UserError for values that make no sense, before any file is read: a recipe asks all its stages first."""
     if not config.generators:
-        raise UserError("config.generators is empty; name at least one, as the comment in defaults() shows.")
+        raise UserError("config.generators is empty; name at least one: --config.generators.NAME.samples=FILE-OR-FOLDER.")
     if config.rules not in RULES:
         raise UserError(
             f'config.rules: there are no rules "{config.rules}"{nearest(config.rules, RULES)}; use {", ".join(RULES)}.'

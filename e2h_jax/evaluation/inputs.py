@@ -49,19 +49,25 @@ def read_problems(path: str) -> list[dict]:
     return problems
 
 
-def read_generator(
-    name: str, paths: ConfigDict, problems: Sequence[dict], max_samples: int, rules: str = "default"
-) -> Generator:
-    """Reads and grades what the config names for one generator.
+@dataclass(frozen=True)
+class Drawn:
+    """What one generator wrote, before it is graded. P problems in the order of their file, N samples of each."""
 
-    A sample has the answer that its template finds in its text, also when it was cut off by length after writing it; without
-    one it casts no vote and is wrong. An undecided verdict counts as wrong, and is counted.
+    name: str
+    greedy: list[list[dict]]  # [P][1]: the greedy solution; [] without
+    samples: list[list[dict]]  # [P][N]: the sample records; [] without
+    step_scores: dict[str, list[list[list[float]]]]  # evaluator -> [P][N][steps]
+    extract_greedy: Callable[[str], str | None]  # finds the final answer in the text of a greedy solution
+    extract: Callable[[str], str | None]  # and in that of a sample
+
+
+def read_drawn(name: str, paths: ConfigDict, problems: Sequence[dict], max_samples: int) -> Drawn:
+    """Reads what the config names for one generator.
 
     Args:
-      paths: samples, greedy (files or folders, "" for none), scored {evaluator: file or folder}, template (in which they are
-        written; "" = the one that `sample` recorded beside them, else "any": a section, or a box).
+      paths: samples, greedy (files or folders, "" for none), scored {evaluator: the same}, template (in which they are written;
+        "" = the one that `sample` recorded beside them, else "any": a section, or a box).
       max_samples: the first so many samples of each problem; 0 for all.
-      rules: of grading, which also tell which answers share their votes.
 
     Raises:
       UserError: misspelt field, missing file, samples or scores missing, scores of other texts.
@@ -69,31 +75,49 @@ def read_generator(
     where = f"config.generators.{name}"
     _check_paths(where, paths)
     samples_path, greedy_path, template = (paths.get(field, "") for field in ("samples", "greedy", "template"))
-    scored_paths = paths.get("scored", {})
+    scored_paths = {evaluator: path for evaluator, path in sorted(paths.get("scored", {}).items()) if path}
     if not samples_path and not greedy_path:
         raise UserError(f"{where}: neither samples nor greedy is given; name at least one file.")
     if scored_paths and not samples_path:
         raise UserError(f"{where}.scored: scores without their samples; give {where}.samples.")
+    greedy = _group(greedy_path, problems, 1) if greedy_path else []
+    samples = _group(samples_path, problems, max_samples) if samples_path else []
+    scores = {evaluator: _scores(path, samples_path, problems, samples) for evaluator, path in scored_paths.items()}
+    extract_greedy, extract = (_extractor(where, template, path) for path in (greedy_path, samples_path))
+    return Drawn(name, greedy, samples, scores, extract_greedy, extract)
+
+
+def graded(drawn: Drawn, problems: Sequence[dict], rules: str = "default") -> Generator:
+    """Grades what `read_drawn` has read.
+
+    A sample has the answer that its template finds in its text, also when it was cut off by length after writing it; without
+    one it casts no vote and is wrong. An undecided verdict counts as wrong, and is counted.
+
+    Args:
+      rules: of grading, which also tell which answers share their votes.
+    """
     counts = {"graded": 0, "undecided": 0, "no_answer": 0, "unfinished": 0}
     greedy = correct = answers = logprob = None
-    samples: list[list[dict]] = []
-    drawn: list[list[dict]] = []
-    if greedy_path:
-        drawn = _group(greedy_path, problems, 1)
-        extract = _extractor(where, template, greedy_path)
-        greedy = _grade(problems, drawn, extract, counts, rules, f"grading {name} greedy")[0][:, 0]
-    if samples_path:
-        samples = _group(samples_path, problems, max_samples)
-        extract = _extractor(where, template, samples_path)
-        correct, answers = _grade(problems, samples, extract, counts, rules, f"grading {name} samples")
-        logprobs = [[sample["logprob"] for sample in row] for row in samples]
+    if drawn.greedy:
+        title = f"grading {drawn.name} greedy"
+        greedy = _grade(problems, drawn.greedy, drawn.extract_greedy, counts, rules, title)[0][:, 0]
+    if drawn.samples:
+        title = f"grading {drawn.name} samples"
+        correct, answers = _grade(problems, drawn.samples, drawn.extract, counts, rules, title)
+        logprobs = [[sample["logprob"] for sample in row] for row in drawn.samples]
         if not any(value is None for row in logprobs for value in row):
             logprob = np.array(logprobs, dtype=np.float64)
-    step_scores = {
-        evaluator: _scores(path, samples_path, problems, samples) for evaluator, path in sorted(scored_paths.items())
-    }
-    greedy_samples = [row[0] for row in drawn]
-    return Generator(name, greedy, correct, answers, logprob, samples, greedy_samples, step_scores, counts)
+    greedy_samples = [row[0] for row in drawn.greedy]
+    return Generator(
+        drawn.name, greedy, correct, answers, logprob, drawn.samples, greedy_samples, drawn.step_scores, counts
+    )
+
+
+def read_generator(
+    name: str, paths: ConfigDict, problems: Sequence[dict], max_samples: int, rules: str = "default"
+) -> Generator:
+    """Reads and grades what the config names for one generator: `read_drawn`, then `graded`."""
+    return graded(read_drawn(name, paths, problems, max_samples), problems, rules)
 
 
 def _check_paths(where: str, paths: ConfigDict) -> None:
@@ -115,7 +139,7 @@ def _check_paths(where: str, paths: ConfigDict) -> None:
 
 
 def _extractor(where: str, template: str, path: str) -> Callable[[Mapping, str], str | None]:
-    """What finds the final answer in a text of `path` to a problem, written in `template`, see `read_generator`."""
+    """What finds the final answer in a text of `path` to a problem, written in `template`, see `read_drawn`."""
     if template and template != "any":
         try:
             written = get_template(template)
@@ -215,7 +239,7 @@ def _scores(path: str, samples_path: str, problems: Sequence[dict], samples: lis
 
 
 def read_labels(
-    path: str, generators: Sequence[Generator]
+    path: str, generators: Sequence[Drawn | Generator]
 ) -> dict[str, dict[tuple[str, int], list[float | None]]]:
     """Returns step labels of samples: generator -> (problem_id, sample) -> labels.
 

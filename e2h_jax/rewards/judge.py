@@ -177,7 +177,7 @@ def _truth(problem: Mapping[str, Any]) -> tuple[str | None, bool]:
     """The true answer as far as it is known, and whether reinforcement learning may not see it."""
     if has_answer(problem):
         return problem["answer"], False
-    return problem.get("gt_answer") or None, True
+    return problem.get("gt_answer", "").strip() or None, True
 
 
 def align(scores: Sequence[float], count: int) -> list[float] | None:

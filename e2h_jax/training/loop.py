@@ -206,7 +206,10 @@ def fit_length(examples: Sequence[Example], length: int, too_long: str, max_leng
     if too_long not in ("drop", "error"):
         raise UserError(f"config.too_long={too_long!r} must be drop or error")
     if dropped and too_long == "error":
-        raise UserError(f"{dropped} examples are longer than config.length={length}; raise it or set config.too_long=drop")
+        raise UserError(
+            f"{dropped} of {len(examples)} examples are longer than config.length={length}, the longest has "
+            f"{facts['length'].max()} tokens; raise it or set config.too_long=drop"
+        )
     farthest = facts["reach"][fits].max(initial=0)
     if farthest > max_length:
         raise UserError(f"an example reaches position {farthest}, the model has {max_length}; lower config.length")

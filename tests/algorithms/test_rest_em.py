@@ -66,14 +66,19 @@ def test_at_most_so_many_are_kept_of_a_problem_by_score_or_by_seed():
 
 
 def test_a_kept_solution_becomes_a_problem_with_that_solution_and_the_kept_are_counted():
-    problems = [{"id": "p", "level": 1, "answer": "7"}, {"id": "q", "level": 4, "answer": "9"}, {"id": "r", "level": None}]
+    problems = [
+        {"id": "p", "level": 1, "answer": "7"},
+        {"id": "q", "level": 4, "answer": "9", "solution": "the beginning of one", "eos": False},
+        {"id": "r", "level": None},
+    ]
     chosen = [
         Solution(problems[1], 0, "x", True, None, 0.75),
         Solution(problems[0], 2, "y", True, True, None),
         Solution(problems[0], 3, "z", True, True, None),
         Solution(problems[2], 1, "w", True, None, None),
     ]
-    assert rest_em._record(chosen[0]) == {"id": "q#0", "level": 4, "answer": "9", "solution": "x", "score": 0.75}
+    kept_as = {"id": "q#0", "level": 4, "answer": "9", "solution": "x", "score": 0.75, "eos": True}
+    assert rest_em._record(chosen[0]) == kept_as
     expected = {"kept": 4, "kept_problems": 3, "kept_hidden": 2, "kept_level_1": 2, "kept_level_4": 1}
     assert list(rest_em._counts(chosen).items()) == list(expected.items())
 

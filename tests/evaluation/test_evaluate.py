@@ -4,15 +4,15 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
-import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from e2h_jax import main
 from e2h_jax.data.storage import write_json, write_records
 from e2h_jax.errors import UserError
-from e2h_jax.evaluation import comparison, evaluate, tables
-from e2h_jax.evaluation.inputs import Generator
+from e2h_jax.evaluation import evaluate, inputs
 from e2h_jax.evaluation.voting import AGGREGATIONS
 
 PROBLEMS = [
@@ -131,32 +131,6 @@ def test_paired_differences(results):
     assert row["hard"] == {"difference": 1, "ci95": [1, 1], "problems": 1}
     assert row["easy"]["difference"] == 0
     assert row["all"]["ci95"] == [0, 1]
-
-
-def test_methods_agree_on_one_sample_and_rows_tell_which_subsets_were_drawn():
-    """A generator with 600 samples of each of 30 problems: with one sample nothing is left to decide."""
-    rng = np.random.default_rng(0)
-    answers = rng.integers(-1, 5, (30, 600))
-    steps = rng.random((30, 600, 2)).tolist()
-    logprob = rng.normal(-30, 9, (30, 600))
-    of = Generator("g", None, answers == 0, answers, logprob, [], [], {"prm": steps}, {})
-    found = comparison.methods(of, comparison.solution_scores(of, ("prod", "min")), np.random.default_rng(0))
-    groups = comparison.Groups([1, 5] * 15, (1,), (5,), [None] * 30, 200, 0)
-    single = [method for method in found if method.n == 1]
-    assert len(single) == 1 + 2 + 1 + 2 + 1 + 1
-    for method in single:
-        np.testing.assert_allclose(method.accuracy, (answers == 0).mean(axis=1), atol=1e-12)
-    rows = comparison.results_rows(found, groups)
-    drawn = {row["n"]: row["drawn"] for row in rows if row["decoding"] in ("majority", "weighted")}
-    assert drawn == {1: 0, 2: 0, 600: 0} | dict.fromkeys((4, 8, 16, 32, 64, 128, 256, 512), 1024)
-    assert {row["drawn"] for row in rows if row["decoding"] in ("best_of_n", "pass")} == {0}
-    for row in comparison.paired_rows(found, groups):
-        if row["n"] == 1:
-            assert row["all"] == {"difference": 0, "ci95": [0, 0], "problems": 30}
-    line = tables.subsets_line(rows)
-    assert "votes at N = 4, 8, 16, 32, 64, 128, 256 and 512: 1,024 random subsets" in line
-    assert "at most 0.29 points" in line  # 50 / sqrt(1024 · 30)
-    assert tables.subsets_line([row for row in rows if row["n"] in (1, 2)]) == "All accuracies are averages over all subsets."
 
 
 def test_quality_counts_seconds_and_subjects(results):
@@ -304,6 +278,26 @@ def broken(pool, tmp_path, case):
     return config
 
 
+def test_any_names_from_the_command_line_alone(pool, tmp_path, capsys):
+    problems, samples = f"--config.problems={pool / 'problems.jsonl'}", f"--config.generators.mine.samples={pool}"
+    scores = [f"--config.generators.mine.scored.{name}={pool / 'scored.jsonl'}" for name in ("rm", "my-judge")]
+    base = ["evaluate", problems, "--config.bootstrap=100"]
+    assert main.main([*base, samples, f"--workdir={tmp_path / 'unscored'}"]) == 0
+    rows = json.loads((tmp_path / "unscored" / "results.json").read_text())["rows"]
+    assert {(row["generator"], row["evaluator"]) for row in rows} == {("mine", None), ("mine", "likelihood")}
+    assert main.main([*base, samples, *scores, f"--workdir={tmp_path / 'scored'}"]) == 0
+    rows = json.loads((tmp_path / "scored" / "results.json").read_text())["rows"]
+    assert {row["evaluator"] for row in rows} == {None, "likelihood", "rm", "my-judge"}
+    # With a config file, whose evaluator is left empty.
+    file = f"--config={Path(__file__).parents[2] / 'configs' / 'compare.py'}"
+    assert main.main([*base, file, samples, scores[0], f"--workdir={tmp_path / 'file'}"]) == 0
+    rows = json.loads((tmp_path / "file" / "results.json").read_text())["rows"]
+    assert {row["evaluator"] for row in rows} == {None, "likelihood", "rm"}
+    capsys.readouterr()
+    assert main.main([*base, f"--config.generators.mine.sample={pool}", f"--workdir={tmp_path / 'no'}"]) == 2
+    assert 'config.generators.mine.sample: no such field (did you mean "samples"?)' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("case", "sentence"),
     [
@@ -338,7 +332,8 @@ def broken(pool, tmp_path, case):
         ("bootstrap", "config.bootstrap is 0"),
     ],
 )
-def test_bad_input_is_one_sentence(pool, tmp_path, case, sentence):
+def test_bad_input_is_one_sentence_before_anything_is_graded(pool, tmp_path, case, sentence, monkeypatch):
+    monkeypatch.setattr(inputs, "grade", None)  # called, it is a TypeError
     with pytest.raises(UserError) as caught:
         evaluate.run(broken(pool, tmp_path, case), tmp_path / "out")
     assert sentence.format(pool=pool) in str(caught.value)

@@ -220,3 +220,5 @@ def test_hidden_answers_cannot_be_rewarded_by_all(make, rollouts):
     with pytest.raises(UserError, match="gt_answer"):
         judge(rollouts)
     judge([r for r in rollouts if "gt_answer" in r.problem or r.problem["answer"] != "unavailable"])
+    with pytest.raises(UserError, match="gt_answer"):
+        judge.check_answers([{"id": "p", "answer": None, "gt_answer": " "}])

@@ -240,7 +240,7 @@ def test_examples_that_do_not_fit():
     kept, dropped = loop.fit_length(examples, 4, "drop", 512)
     assert [len(e["tokens"]) for e in kept] == [3, 4] and dropped == 2
     assert loop.fit_length(examples, 9, "error", 512) == (examples, 0)
-    with pytest.raises(UserError, match=r"2 examples are longer than config\.length=4"):
+    with pytest.raises(UserError, match=r"2 of 4 examples are longer than config\.length=4, the longest has 9 tokens"):
         loop.fit_length(examples, 4, "error", 512)
     with pytest.raises(UserError, match=r"reaches position 9, the model has 8"):
         loop.fit_length(examples, 9, "drop", 8)
