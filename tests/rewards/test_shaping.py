@@ -63,6 +63,8 @@ def test_without_a_final_answer(text):
     expected[7], expected[13] = (-0.1, -0.4 - 1) if text else (0, -0.5 - 1)  # a missing answer is a step that is surely wrong
     np.testing.assert_allclose(shaped.rewards, expected, atol=1e-7)
     assert shaped.parts["scorable"] == shaped.parts["outcome"] == 0
+    shaped = shape(settings(bonus=0.5), E2H, rollout(text), steps, [0.9, 0.4, 0.9] if text else None, Verdict(True))
+    assert shaped.parts["bonus"] == 0
 
 
 def test_cut_off_by_the_limit():
@@ -163,6 +165,13 @@ def test_charges_against_a_loop(scheme, scores, upper_bound):
     np.testing.assert_allclose(charges(scheme, scores, upper_bound), loop_charges(scheme, scores, upper_bound), atol=1e-12)
 
 
+def test_charges_are_float64_also_of_float32_scores():
+    scores = np.float32([0.9, 0.7, 0.6])
+    first, second, third = (float(score) for score in scores)
+    expected = [first - 1, first * second - first, first * second * third - first * second]
+    np.testing.assert_allclose(charges("prod", scores, 1.0), expected, rtol=1e-14)
+
+
 @given(schemes, probabilities, st.floats(0, 1), st.data())
 def test_splitting_a_step_never_pays(scheme, scores, upper_bound, data):
     """One step becomes two: one with its old score, and one with any other; the final answer stays the last."""
@@ -230,11 +239,12 @@ def test_presets_are_valid_and_of_the_same_fields():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"process": "mim"}, 'process="mim".*did you mean "min"'),
+        ({"process": "mim"}, 'process="mim".*did you mean "min".*; use min, prod, delta, none'),
         ({"scale": -1.0}, "scale=-1"),
         ({"format_value": 1.0}, "format_value=1"),
         ({"upper_bound": 1.5}, "upper_bound=1.5"),
         ({"soft_limit": 10, "hard_limit": 5}, "hard_limit=5"),
+        ({"soft_limit": 10, "hard_limit": 10}, "hard_limit=10 must be above soft_limit=10"),
     ],
 )
 def test_mistakes_in_one_sentence(fields, message):
