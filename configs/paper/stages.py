@@ -65,12 +65,8 @@ def adamw(learning_rate: float, epochs: int) -> dict[str, Any]:
 
     Unlike the original's, the first step has a rate above 0, and master weights and moments are float32, not bfloat16.
     """
-    return {
-        "learning_rate": learning_rate,
-        "warmup_fraction": 0.2 / epochs,  # ours is a share of all steps
-        "final_fraction": 0.01,
-        "freeze": FROZEN,
-    }
+    warmup = 0.2 / epochs  # ours is a share of all steps
+    return {"learning_rate": learning_rate, "warmup_fraction": warmup, "final_fraction": 0.01, "freeze": FROZEN}
 
 
 class Recipe:

@@ -1,5 +1,6 @@
 """PPO's arithmetic: losses against hand-worked numbers and an independent NumPy version, minibatch weights, packing."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -278,7 +279,8 @@ def test_experience_by_hand():
     """Two responses of three and two tokens, R = 4; the second's last token is not trained (the original's EOS)."""
     rollouts = rollouts_of([(2, 3), (4, 2)])
     shaped = [judged_of([0, -0.5, 1.5], 3, accuracy=1.0, outcome=1.5), judged_of([-1, 0], 1, outcome=-1.0)]
-    old = [[-1.0, -2.0, -3.0, 0], [-1.0, -1.0, 0, 0]]
+    rollouts[0] = replace(rollouts[0], sampling_logprobs=np.float32([-1, -2, -7]))
+    old = [[-1.0, -2.0, -3.0, 0], [-1.0, -9.0, 0, 0]]
     reference = [[-2.0, -1.0, -3.0, 0], [-1.5, -9.0, 0, 0]]
     entropy, values = [[1, 2, 3, 0], [4, 8, 0, 0]], [[0.5, 0.0, 1.0, 0], [-1.0, 5.0, 0, 0]]
     models = Known(0.1, old=old, reference=reference, entropy=entropy, values=values)
@@ -305,24 +307,24 @@ def test_experience_by_hand():
             "kl": (1 - 1 + 0 + 0.5) / 2,
             "kl_coef": 0.1,
             "explained_variance": explained,
-            "sampler_trainer_difference": 3.0,  # they were drawn with a log-probability of 0
+            "sampler_trainer_difference": 4.0,  # -7 and -3; the token that is not trained does not count
         },
         abs=1e-5,
     )
 
 
 def test_experience_without_value_model_and_reference():
-    rollouts = rollouts_of([(2, 3), (4, 2)])
-    for rollout in rollouts:
-        rollout.problem["id"] = "one"
-    shaped = [judged_of([0, 0, 1], 3), judged_of([0, 0], 2)]
-    models = Known(0.0, old=np.full((2, 4), -1.0), entropy=np.ones((2, 4)))
+    rollouts = rollouts_of([(2, 3), (4, 2), (3, 1), (3, 1)])
+    for rollout, question in zip(rollouts, ("one", "two", "one", "two"), strict=True):
+        rollout.problem["id"] = question
+    shaped = [judged_of([0, 0, 1], 3), judged_of([0, 5], 2), judged_of([0], 1), judged_of([5], 1)]
+    models = Known(0.0, old=np.full((4, 4), -1.0), entropy=np.ones((4, 4)))
     config = config_of(sample__max_new_tokens=4, length=8, forward_rows=2, sample__top_k=20)
     config.update({"advantage": "rloo", "whiten_advantages": "none", "kl": {"coef": 0.0}})
     experience, metrics = ppo.make_experience(rollouts, shaped, models, config)
-    np.testing.assert_array_equal(experience.advantages, [[1, 1, 1, 0], [-1, -1, 0, 0]])
+    np.testing.assert_array_equal(experience.advantages, [[1, 1, 1, 0], [0] * 4, [-1, 0, 0, 0], [0] * 4])
     assert not experience.returns.any()
-    assert metrics == {"reward": 0.5, "entropy": 1.0, "kl_coef": 0.0}
+    assert metrics == {"reward": 11 / 4, "entropy": 1.0, "kl_coef": 0.0}
 
 
 def test_the_log_tells_a_good_value_model_from_a_bad_one():
