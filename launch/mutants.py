@@ -36,7 +36,6 @@ only_mutate = [{source}]
 do_not_mutate_patterns = {patterns}
 pytest_add_cli_args = ["-p", "no:cacheprovider"]
 pytest_add_cli_args_test_selection = {tests}
-also_copy = {folders}
 process_isolation = "forkserver"  # no process is forked that has used JAX
 use_git_change_detection = false
 timeout_constant = 2.0
@@ -96,7 +95,7 @@ def main() -> int:
 def prepare(folder: Path, module: dict, leave_out: dict) -> None:
     """Copies the package and the tests, writes mutmut's settings, and has survivors tried again if the tests have changed."""
     folder.mkdir(parents=True, exist_ok=True)
-    for part in ("e2h_jax", "tests", *module.get("folders", [])):
+    for part in ("e2h_jax", "tests"):
         shutil.rmtree(folder / part, ignore_errors=True)
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     source = folder / module["source"]
@@ -105,7 +104,6 @@ def prepare(folder: Path, module: dict, leave_out: dict) -> None:
         source=json.dumps(module["source"]),
         patterns=json.dumps(leave_out["lines"]),
         tests=json.dumps(module["tests"]),
-        folders=json.dumps(module.get("folders", [])),
     )
     (folder / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text(encoding="utf-8") + settings, encoding="utf-8")
     files = sorted({ROOT / test.split("::")[0] for test in module["tests"] if test.startswith("tests/")})
@@ -123,11 +121,12 @@ def marked(source: str, only: list[str] | None, left_out: list[str]) -> str:
     """The source with comments that tell mutmut to leave functions out, and without `strict=True`, which is but a guard."""
     lines = re.sub(r",\s*strict=True\b", "", source).splitlines()
     for node in ast.parse("\n".join(lines)).body:
-        if not isinstance(node, ast.FunctionDef) or (node.name not in left_out and (only is None or node.name in only)):
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef):
             continue
-        header = range(node.lineno - 1, node.body[0].lineno - 1)
-        last = max(n for n in header if lines[n].endswith(":") and not lines[n].lstrip().startswith("#"))
-        lines[last] += "  # pragma: no mutate block"
+        if node.name in left_out or (only is not None and node.name not in only):
+            header = range(node.lineno - 1, node.body[0].lineno - 1)  # the lines before its docstring
+            last = max(n for n in header if lines[n].endswith(":") and not lines[n].lstrip().startswith("#"))
+            lines[last] += "  # pragma: no mutate block"
     return "\n".join(lines) + "\n"
 
 

@@ -75,11 +75,11 @@ def test_a_kept_solution_becomes_a_problem_with_that_solution_and_the_kept_are_c
         Solution(problems[1], 0, "x", True, None, 0.75),
         Solution(problems[0], 2, "y", True, True, None),
         Solution(problems[0], 3, "z", True, True, None),
-        Solution(problems[2], 1, "w", True, None, None),
+        Solution(problems[2], 1, "w", True, True, None),
     ]
     kept_as = {"id": "q#0", "level": 4, "answer": "9", "solution": "x", "score": 0.75, "eos": True}
     assert rest_em._record(chosen[0]) == kept_as
-    expected = {"kept": 4, "kept_problems": 3, "kept_hidden": 2, "kept_level_1": 2, "kept_level_4": 1}
+    expected = {"kept": 4, "kept_problems": 3, "kept_hidden": 1, "kept_level_1": 2, "kept_level_4": 1}
     assert list(rest_em._counts(chosen).items()) == list(expected.items())
 
 

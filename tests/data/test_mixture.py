@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from e2h_jax.data import prepare
+from e2h_jax.data import mixture, prepare
 from e2h_jax.data.batches import step_label_example
 from e2h_jax.data.lengths import labelled_sizes
 from e2h_jax.data.records import read_many
@@ -135,3 +135,32 @@ def test_one_record_at_least_of_each_part(parts, mixed, tmp_path):
     write_records(tmp_path / "prm.jsonl", parts["prm"][:1])
     records, *_ = mixed((1000, 1), mixture_by="steps")
     assert Counter(r["part"] for r in records) == {"prm": 1, "orm": 1}
+
+
+@pytest.mark.parametrize(("target", "count"), [(1, 1), (12, 2), (12.5, 2), (13, 3), (15, 3), (19, 4), (40, 4), (np.inf, 4)])
+def test_records_are_drawn_until_the_nearest_to_the_target(target, count):
+    sizes = np.array([[1, 5, 90], [0, 0, 0], [1, 5, 80], [1, 5, 70], [1, 5, 60]])  # the second is too long
+    drawn = mixture._draw(sizes, 1, target, "seed")
+    assert drawn.dtype == bool and drawn.sum() == count and not drawn[1]
+    assert {tuple(mixture._draw(sizes, 1, 12, str(seed))) for seed in range(9)} > {tuple(mixture._draw(sizes, 1, 12, "0"))}
+    assert mixture._draw(sizes, 2, 300, "seed").sum() == 4 and mixture._draw(sizes, 0, 3, "seed").sum() == 3
+
+
+def test_a_record_of_just_the_limit_stays_and_levels_choose(parts, mixed, tokenizers, tmp_path):
+    (size, _), *_ = labelled_sizes(parts["prm"][:1], tokenizers.words, E2H)
+    _, summary, _ = mixed(max_tokens=size)
+    assert summary["prm: records"] == 400 and f"prm: records of more than {size} tokens, left out" not in summary
+    _, summary, _ = mixed(max_tokens=size - 1)
+    assert summary[f"prm: records of more than {size - 1} tokens, left out"] == 300
+    write_records(tmp_path / "orm.jsonl", [r | {"level": 1 + n % 2} for n, r in enumerate(parts["orm"])])
+    assert {r["number"] % 2 for r in mixed(levels=(1,))[0] if r["part"] == "orm"} == {0}
+
+
+@pytest.mark.parametrize(
+    "part", [{"path": "x"}, {"path": 1, "share": 1}, {"path": "x", "share": 0}, {"path": "x", "share": True}, "x"]
+)
+def test_a_part_is_a_path_and_a_share(tmp_path, part):
+    config = prepare.defaults().unlock()
+    config.update({"source": "mixture", "name": "m", "mixture": {"prm": part, "orm": {"path": "y", "share": 1}}})
+    with pytest.raises(UserError, match=r"config.mixture.prm must be a path and a positive share, not "):
+        prepare.run(config, tmp_path / "out")
