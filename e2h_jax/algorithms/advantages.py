@@ -83,7 +83,7 @@ def advantages_of(
         advantages, returns = gae(rewards, values_BxR, seen, config.gamma, config.lam)
     else:
         totals = np.sum(rewards, 1, np.float64, where=np.asarray(mask_BxR, bool))
-        advantages = ADVANTAGES[config.advantage](totals, groups_B, config)[:, None] * mask_BxR
+        advantages = (ADVANTAGES[config.advantage](totals, groups_B, config)[:, None] * mask_BxR).astype(np.float32)
         returns = np.zeros_like(rewards)
     if config.whiten_advantages != "none":
         advantages = whiten(advantages, seen, config.whiten_advantages)

@@ -6,7 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from e2h_jax.algorithms import presets
-from e2h_jax.algorithms.advantages import gae, grpo, masked_mean, penalised_rewards, rloo, scale, whiten
+from e2h_jax.algorithms.advantages import advantages_of, gae, grpo, masked_mean, penalised_rewards, rloo, scale, whiten
 
 
 def test_results_are_float32_whatever_came():
@@ -30,7 +30,7 @@ def test_a_deviation_below_one_scales_up_and_of_no_token_nothing_is_said():
 def test_float32_rewards_far_from_zero_are_summed_in_float64():
     rewards = (1e4 + np.random.default_rng(0).random((4, 40))).astype(np.float32)
     exact = rewards.astype(np.float64)
-    np.testing.assert_allclose(scale(rewards, np.ones_like(rewards)), exact / exact.std(), rtol=1e-6)
+    np.testing.assert_array_equal(scale(rewards, np.ones_like(rewards)), (exact / exact.std()).astype(np.float32))
     np.testing.assert_allclose(whiten(rewards, np.ones_like(rewards)), (exact - exact.mean()) / exact.std(), rtol=1e-6)
 
 
@@ -48,6 +48,15 @@ def test_long_sums_of_float32_rewards_are_exact():
     sums = np.cumsum(rewards[:, ::-1].astype(np.float64), axis=1)[:, ::-1]
     advantages, _ = gae(rewards, np.zeros_like(rewards), mask)
     np.testing.assert_array_equal(advantages, sums.astype(np.float32))
+    _, returns = gae(rewards, np.random.default_rng(2).normal(0, 1e5, (2, 3000)), mask)  # A + V, whatever V
+    np.testing.assert_allclose(returns, sums, rtol=1e-7)
+
+    config = ConfigDict(presets.rloo())
+    mask[1, 1:] = 0
+    found, returns = advantages_of(rewards, np.zeros_like(rewards), ["a", "a"], mask, config)
+    difference = sums[0, 0] - float(rewards[1, 0])
+    np.testing.assert_array_equal(found[:, 0], np.float32([difference, -difference]))
+    assert returns.shape == found.shape and returns.dtype == found.dtype == np.float32
 
 
 def test_totals_that_differ_by_rounding_alone_are_equal_and_others_are_not():
