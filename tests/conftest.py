@@ -6,7 +6,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# A test that takes long on a busy machine is no mistake; all else is as the environment says (CI: the same examples each time).
+hypothesis.settings.register_profile("unhurried", hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 # Before the first import of JAX, which reads all of these. Most of a test's time would go into compiling programs that run for
 # a moment: XLA's older emitters without LLVM's optimisations take a sixth of it. What XLA makes of a program before that, such

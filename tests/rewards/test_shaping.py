@@ -211,7 +211,7 @@ endings = st.sampled_from(["\n\n# Answer\n\n42", "\n\n# Answer\n\n", ""])
 responses = st.tuples(probabilities, endings, st.booleans(), st.integers(9, 40))
 
 
-@hypothesis_settings(max_examples=300)
+@hypothesis_settings(max_examples=300, deadline=None)
 @given(configs, st.floats(0, 1), st.integers(9, 40), responses)
 def test_unscorable_text_is_never_worth_more_than_the_worst_that_is_scored(fields, worst, length, response):
     config = settings(**fields)

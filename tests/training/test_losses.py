@@ -125,6 +125,11 @@ def test_bfloat16_hidden_states_still_give_a_float32_loss(inputs):
     loss, hits = losses.cross_entropy(hidden.astype(jnp.bfloat16), head, targets, weights)
     assert loss.dtype == hits.dtype == jnp.float32
     np.testing.assert_allclose(loss, dense(hidden, head, targets, weights), rtol=0.02)
+    # Of rounded inputs the logits are not rounded again.
+    hidden, head = (x.astype(jnp.bfloat16).astype(jnp.float32) for x in (hidden, head))
+    np.testing.assert_allclose(loss, dense(hidden, head, targets, weights), rtol=1e-5)
+    logprobs, _ = losses.token_logprobs(hidden.astype(jnp.bfloat16), head, targets)
+    np.testing.assert_allclose(-(logprobs * weights).sum(), dense(hidden, head, targets, weights), rtol=1e-5)
 
 
 def test_binary_cross_entropy_by_hand_with_soft_labels():
