@@ -95,7 +95,8 @@ def test_shares_are_of_what_is_labelled(parts, mixed, tokenizers, by, shares):
         assert summary[f"{name}: labelled tokens"] == sum(tokens_of(tokenizers.words, r) for r in mine)
     (rule,) = (rule for rule in card["rules"] if rule.startswith("Part prm, "))
     assert f"{held['prm'] / sum(held.values()):.1%} of the {by or 'tokens'}" in rule
-    assert f"{summary['prm: labelled steps']:,} of 500 labelled steps" in rule and "labelled tokens" in rule
+    steps = summary["prm: labelled steps"]
+    assert f"{steps:,} of 500 labelled steps ({steps / 500:.0%})" in rule and "labelled tokens" in rule
 
 
 def test_without_a_tokenizer_steps_are_counted(parts, mixed):
@@ -116,6 +117,12 @@ def test_records_too_long_are_left_out_before_the_shares_are_taken(parts, mixed,
     assert 0 < long < 400 and summary[f"orm: records of more than {limit} tokens, left out"] == long
     held = {name: sum(tokens_of(tokenizers.words, r) for r in records if r["part"] == name) for name in parts}
     assert held["prm"] == pytest.approx(held["orm"], abs=10)
+    for name, made in parts.items():  # of what fits, all is either in the mixture or left out
+        fitting = [r for r, size in zip(made, fits[name], strict=True) if size <= limit]
+        for word, size in (("records", lambda r: 1), ("labelled steps", labels)):
+            assert summary[f"{name}: {word}"] + summary[f"{name}: {word} left out"] == sum(map(size, fitting))
+        tokens = sum(tokens_of(tokenizers.words, r) for r in fitting)
+        assert summary[f"{name}: labelled tokens"] + summary[f"{name}: labelled tokens left out"] == tokens
     assert all(size <= limit for size, _ in labelled_sizes(records, tokenizers.words, E2H))
 
 
@@ -143,6 +150,7 @@ def test_records_are_drawn_until_the_nearest_to_the_target(target, count):
     drawn = mixture._draw(sizes, 1, target, "seed")
     assert drawn.dtype == bool and drawn.sum() == count and not drawn[1]
     assert {tuple(mixture._draw(sizes, 1, 12, str(seed))) for seed in range(9)} > {tuple(mixture._draw(sizes, 1, 12, "0"))}
+    assert mixture._draw(np.array([[1, 0, 9], [1, 2, 9]]), 2, np.inf, "seed").all()  # one without labelled steps too
     assert mixture._draw(sizes, 2, 300, "seed").sum() == 4 and mixture._draw(sizes, 0, 3, "seed").sum() == 3
 
 
