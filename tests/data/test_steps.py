@@ -1,3 +1,4 @@
+import copy
 import re
 import unicodedata
 
@@ -5,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import normalizers
 
 from e2h_jax.data.batches import step_label_example
 from e2h_jax.data.steps import (
@@ -297,6 +299,31 @@ def test_policy_and_evaluator_may_have_different_tokenizers(tokenizers):
     text = "a=3.\n\nb=4.\n\n# Answer\n\n7"
     counts = {len(encode_solution(getattr(tokenizers, k), "q", text, TEMPLATE, add_eos=True).steps) for k in KINDS}
     assert counts == {3}
+
+
+def test_a_step_begins_behind_the_blank_lines_before_it(words_and_newlines):
+    encoded = encode_solution(words_and_newlines, "x", "\n\n# Answer\n\n42", TEMPLATE, add_eos=True)
+    assert (encoded.steps - encoded.prompt_length).tolist() == [[2, 7]]  # "#", " Answer", two newlines, "42"
+    encoded = encode_solution(words_and_newlines, "x", "\n\na b\n\n\n# Answer\n\n42", TEMPLATE, add_eos=True)
+    assert (encoded.steps - encoded.prompt_length).tolist() == [[2, 4], [7, 12]]
+    assert (encoded.separators - encoded.prompt_length).tolist() == [[4, 7], [12, 12]]
+
+
+def test_a_step_of_dropped_characters_is_read_at_the_token_before_it(tokenizers):
+    tokenizer = copy.deepcopy(tokenizers.words)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("~", "")
+    encoded = encode_solution(tokenizer, "q", "a\n\n~\n\nb", TEMPLATE, add_eos=True)
+    assert len(encoded.steps) == 3
+    (_, (start, end), _), (before, *_) = encoded.steps, encoded.separators
+    assert (start, end) == (before[1] - 1, before[1])
+
+
+def test_a_step_stays_when_its_blank_lines_just_fit(tokenizers):
+    encoded = encode_solution(tokenizers.words, "q", "a\n\nb\n\n# Answer\n\n4", TEMPLATE, add_eos=True)
+    ends = encoded.separators[:, 1].tolist()
+    for kept, end in enumerate(ends, start=1):
+        assert len(truncate(encoded, end).steps) == kept and len(truncate(encoded, end - 1).steps) == kept - 1
+    assert truncate(encoded, ends[-1]).has_answer and not truncate(encoded, ends[-1] - 1).has_answer
 
 
 def test_unknown_reading_position_is_refused(tokenizers):
