@@ -177,6 +177,17 @@ def test_training_and_scoring_agree_in_every_format_and_on_every_tokenizer(name,
     check()
 
 
+def test_the_answer_too_is_read_at_its_tag(tokenizers):
+    (template,) = (template for template in TEMPLATES.values() if template.tag == "<extra_0>")
+    tokenizer = chat_tokenizer(tokenizers)
+    text = template.join_steps("", ["We add.", "So \\boxed{4}."])
+    encoded = encode_solution(tokenizer, "2+2?", text, template, add_eos=True)
+    tag = tokenizer.convert_tokens_to_ids("<extra_0>")
+    assert encoded.has_answer and [encoded.tokens[read].tolist() for read in read_positions(encoded, "tag")] == [[tag], [tag]]
+    (first, answer) = read_positions(encoded, "separator_last")
+    assert encoded.tokens[first].tolist() == [tag] and answer.tolist() == [encoded.steps[1, 1] - 1]
+
+
 def test_policy_and_evaluator_with_other_tokenizers_see_the_same_steps(tokenizers, llama2):
     """The policy samples with one tokenizer, the evaluator scores with another: as many scores, of the same words."""
     solution = "We add 3 and 4.\n\nSo\nit is 7.\n\n\n\nThus é.\n\n# Answer\n\n7"

@@ -148,9 +148,8 @@ def test_binary_cross_entropy_by_hand_with_soft_labels():
     np.testing.assert_allclose(hits, 1.0, rtol=1e-6)  # 0.5 counts as "wrong", and so does the label 0.25
     _, hits = losses.step_classification(jnp.asarray(-logits), jnp.asarray(labels), jnp.asarray(weights))
     np.testing.assert_allclose(hits, 0.3, rtol=1e-6)
-    ones = jnp.ones((1, 2))
-    _, hits = losses.step_classification(jnp.array([[2.0, -2.0]]), 0.5 * ones, ones)
-    assert hits == 1  # a label of one half is on the side of the wrong ones
+    _, hits = losses.step_classification(jnp.array([[2.0]]), jnp.array([[0.5]]), jnp.array([[1.0]]))
+    assert hits == 0  # a label of one half is on the side of the wrong ones
 
 
 def test_the_gradient_of_a_score_is_probability_minus_label_and_none_at_weight_zero():
