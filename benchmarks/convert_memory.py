@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 LAYER = {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 16, "num_key_value_heads": 16}
 
@@ -46,7 +48,8 @@ def make_model(folder: Path, gb: float, shard_gb: float) -> int:
     for output, write in hub.write(folder, outputs, shard_gb * 1e9):
         write(rng.random(output.shape, np.float32).astype(bfloat16))
     (folder / "config.json").write_text(json.dumps(text))
-    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer.json").write_text(Tokenizer(WordLevel({"</s>": 0}, "</s>")).to_str())
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
     return layer
 
 
