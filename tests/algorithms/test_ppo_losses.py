@@ -61,6 +61,10 @@ def test_the_value_loss_by_hand():
     batch = {"weights": jnp.full((1, 2), 0.5), "old_values": jnp.zeros((1, 2)), "returns": jnp.ones((1, 2))}
     loss, _ = value_loss(jnp.array([[0.5, -1.0]]), batch, config_of(clip_value=0.2, value_coef=0.1))
     assert loss == pytest.approx(0.1 * 0.5 * (0.8**2 + 2.0**2) / 2, abs=1e-6)
+    # The other way: old 0, return -1; -0.5 counts as -0.2.
+    batch["returns"] = -batch["returns"]
+    loss, _ = value_loss(jnp.array([[-0.5, 1.0]]), batch, config_of(clip_value=0.2, value_coef=0.1))
+    assert loss == pytest.approx(0.1 * 0.5 * (0.8**2 + 2.0**2) / 2, abs=1e-6)
 
 
 @pytest.mark.parametrize(("place", "estimator"), [("reward", "k1"), ("loss", "k2"), ("loss", "k3")])
@@ -164,9 +168,10 @@ def test_within_its_horizon_the_coefficient_grows_by_22_per_cent_and_falls_by_20
 def test_gradients_of_padding_are_exactly_zero():
     rng = np.random.default_rng(2)
     batch = {name: rng.normal(size=(2, 5)).astype(np.float32) for name in ("advantages", "old_values", "returns")}
-    # What a forward pass makes of padding may be anything.
-    batch |= {"old_logprobs": np.zeros((2, 5), np.float32), "reference_logprobs": np.zeros((2, 5), np.float32)}
     batch["weights"] = np.array([[0.1, 0.2, 0, 0, 0], [0.3, 0, 0, 0, 0.4]], np.float32)
+    # What a forward pass makes of padding may be anything, also a ratio without end.
+    old = np.where(batch["weights"] > 0, 0, [[0, 0, 0, -500, -500], [0, 0, -500, 0, 0]])
+    batch |= {"old_logprobs": old.astype(np.float32), "reference_logprobs": np.zeros((2, 5), np.float32)}
     logprobs = jnp.where(batch["weights"] > 0, -1.0, -300.0)
     config = config_of(kl__place="loss", kl__estimator="k3", entropy__loss_coef=0.1)
     grads = jax.grad(lambda x, e: policy_loss(x, e, batch, config)[0], argnums=(0, 1))(logprobs, jnp.ones((2, 5)))
@@ -192,6 +197,8 @@ def test_weights_of_a_minibatch(mean, weight):
     expected = [weight(t) for t in (4, 1, 3) for _ in range(t)]
     np.testing.assert_allclose(np.sort(found), np.sort(expected), rtol=1e-6)
     assert all(batch["tokens"].shape == (2, 16) for batch in batches)
+    (batch,) = ppo.minibatch(experience_of([(2, 1)], 1), np.array([0]), config_of(loss_mean=mean, length=16, update_rows=2))
+    assert batch["weights"].sum() == 1  # of a single token
 
 
 def test_what_is_logged_of_tokens_does_not_count_padding():
@@ -293,6 +300,7 @@ def test_experience_by_hand():
     np.testing.assert_allclose(experience.returns, returns, rtol=1e-5, atol=1e-6)
     expected = (returns - np.array(values)) * experience.mask
     np.testing.assert_allclose(experience.advantages, expected, rtol=1e-5, atol=1e-6)
+    assert all(array.dtype == np.float32 for array in experience[1:])
     for name, array in {"old_logprobs": old, "reference_logprobs": reference, "old_values": values}.items():
         np.testing.assert_array_equal(getattr(experience, name), np.float32(array))
 

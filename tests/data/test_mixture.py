@@ -76,7 +76,9 @@ def test_labelled_tokens_are_those_that_the_loss_weighs(parts, tokenizers, kind)
     ]
 
 
-@pytest.mark.parametrize(("by", "shares"), [("", (1, 1)), ("tokens", (3, 1)), ("steps", (1, 1)), ("steps", (0.2, 0.8))])
+@pytest.mark.parametrize(
+    ("by", "shares"), [("", (1, 1)), ("tokens", (3, 1)), ("steps", (1, 1)), ("steps", (0.2, 0.8)), ("steps", (1, 10))]
+)
 def test_shares_are_of_what_is_labelled(parts, mixed, tokenizers, by, shares):
     records, summary, card = mixed(shares, mixture_by=by)
     size = labels if by == "steps" else lambda r: tokens_of(tokenizers.words, r)
@@ -165,7 +167,7 @@ def test_a_record_of_just_the_limit_stays_and_levels_choose(parts, mixed, tokeni
 
 
 @pytest.mark.parametrize(
-    "part", [{"path": "x"}, {"path": 1, "share": 1}, {"path": "x", "share": 0}, {"path": "x", "share": True}, "x"]
+    "part", ["x", {"path": "x"}, {"path": 1, "share": 1}, *({"path": "x", "share": share} for share in (0, np.inf, True))]
 )
 def test_a_part_is_a_path_and_a_share(tmp_path, part):
     config = prepare.defaults().unlock()
