@@ -56,6 +56,16 @@ def test_the_clipped_loss_by_hand():
     assert sums["approximate_kl"] == pytest.approx((0.5 + -0.5 - np.log(1.5) - np.log(0.5)) / 2 + 0.0, abs=1e-6)
 
 
+def test_what_is_clipped_is_counted_and_the_divergence_has_no_sign():
+    ratios = np.array([[1.5, 1.0, 0.95, 0.5]])
+    batch = {"weights": jnp.full((1, 4), 0.25), "advantages": jnp.ones((1, 4)), "old_logprobs": jnp.zeros((1, 4))}
+    config = config_of(clip=0.1, clip_value=0.9, kl__coef=0.0)
+    loss, sums = policy_loss(jnp.log(ratios), jnp.zeros((1, 4)), batch, config)
+    assert loss == pytest.approx(-(1.1 + 1.0 + 0.95 + 0.5) / 4, abs=1e-6)
+    assert sums["clipped"] == pytest.approx(0.5)
+    assert sums["approximate_kl"] == pytest.approx(np.mean(ratios - 1 - np.log(ratios)), abs=1e-6)
+
+
 def test_the_value_loss_by_hand():
     # Old 0, return 1: 0.5 counts as 0.2 (worse); -1 as it is (already worse than -0.2).
     batch = {"weights": jnp.full((1, 2), 0.5), "old_values": jnp.zeros((1, 2)), "returns": jnp.ones((1, 2))}

@@ -55,11 +55,13 @@ def test_outcome_labels(files):
     assert [len(by_problem[p]) for p in by_problem] == [2, 8, 0]
     assert {tuple(r["labels"]) for r in by_problem["p/2"]} <= {(1.0,) * 3, (0.0,) * 3, (0.0,)}
     assert sum(r["labels"][0] == 1 for r in by_problem["p/2"]) == 2
-    assert summary["questions with one outcome alone, left out"] == 1
+    assert summary["questions"] == 3 and summary["questions with one outcome alone, left out"] == 1
+    assert summary["solutions left out for the ratio"] == 5  # of p/2: 13 solutions, 2 right, 6 wrong ones stay
     assert summary["solutions with the text of another"] == 1 and summary["records"] == 10
     assert all(r["eos"] for r in records)
     assert run(files, levels=(1,))[0]["records"] == 2
-    assert run(files, seed=1)[1] != records
+    assert run(files)[1] == records != run(files, seed=1)[1]
+    assert run(files, per_problem=0)[1] == records
     few, _ = run(files, per_problem=4)
     assert few["records"] == 2 + 4
 
@@ -144,7 +146,8 @@ def test_solutions_in_another_format_are_refused(files):
 
 
 def test_completions_without_an_answer_are_refused(files):
-    write_records(files / "samples.jsonl", [sample("p/2", 0, solution(2)), sample("p/3", 0, "# Answer\n\n3")])
+    rows = [sample("p/2", 0, solution(2)), *(sample("p/3", n, f"# Answer\n\n{n}") for n in range(2))]
+    write_records(files / "samples.jsonl", rows)
     _, prefixes = run(files, prepare, source="prefixes", path=str(files / "problems.jsonl"), problems=None)
     write_records(files / "prefixes.jsonl", prefixes)
     write_records(files / "completions.jsonl", [sample(p["id"], 0, "It is \\boxed{2}") for p in prefixes])
@@ -153,7 +156,7 @@ def test_completions_without_an_answer_are_refused(files):
         run(files, **fields)
     summary, records = run(files, **fields, max_no_answer=1.0)
     assert [r["labels"] for r in records] == [[0.0, 0.0, 1.0]]
-    assert summary["solutions without a prefix, left out"] == 1
+    assert summary["solutions without a prefix, left out"] == 2 and summary["solutions"] == 1
 
 
 def test_steps_by_their_completions(files):
@@ -180,11 +183,22 @@ def test_steps_by_their_completions(files):
         "completions": str(files / "completions.jsonl"),
         "max_no_answer": 0.5,
     }
-    _, hard = run(files, **fields)
+    with pytest.raises(UserError, match="samples.jsonl: 1 of 2 solutions have no recognised answer"):
+        run(files, **fields | {"max_no_answer": 0.2})
+    summary, hard = run(files, **fields)
+    assert summary["solutions"] == 2
+    assert [r["problem_id"] for r in run(files, **fields | {"levels": (2,), "max_no_answer": 1.0})[1]] == ["p/1"]
     _, soft = run(files, **fields, estimate="soft")
     assert [r["steps"] for r in hard] == [["Good.", "Bad.", "# Answer\n\n5"], ["A.", "B."]]
     assert [r["labels"] for r in hard] == [[1.0, 0.0, 0.0], [1.0, 0.0]]
     assert [r["labels"] for r in soft] == [[0.25, 0.0, 0.0], [1.0, 0.0]]
+    problems = read_many(files / "problems.jsonl", "problem")
+    write_records(files / "problems.jsonl", [problem for problem in problems if problem["id"] != "p/1"])
+    for given, file in ((completions, "prefixes"), (completions[:8], "samples")):
+        write_records(files / "completions.jsonl", given)
+        with pytest.raises(UserError, match=f'{file}.jsonl: problem_id "p/1" is not in .*problems.jsonl'):
+            run(files, **fields)
+    write_records(files / "problems.jsonl", problems)
     write_records(files / "completions.jsonl", completions[:4])
     with pytest.raises(UserError, match='no completion of "p/2#0.1"; finish sampling'):
         run(files, **fields)
@@ -206,7 +220,7 @@ def test_hidden_answers_are_not_taken_for_answers(files):
         ({"estimate": "medium"}, 'config.estimate="medium" must be hard or soft'),
         ({"ratio": 0.5}, "config.ratio at least 1"),
         ({"method": "completions", "prefixes": "{problems}"}, 'is not of `e2h prepare` with source "prefixes"'),
-        ({"samples": "{other}"}, 'problem_id "q/0" is not in'),
+        ({"samples": "{other}"}, 'other.jsonl: problem_id "q/0" is not in'),
     ],
 )
 def test_wrong_settings_are_one_sentence(files, fields, message):
