@@ -80,6 +80,20 @@ def test_of_solutions_with_one_text_the_first_counts(files):
     assert (summary["solutions"], summary["solutions left out"]) == (1, 4)
 
 
+def test_undecided_answers_are_wrong_and_all_verdicts_are_counted(files, monkeypatch):
+    verdicts = {"1": "correct", "2": "undecided", "3": "undecided", "4": "wrong"}
+    monkeypatch.setattr(labels, "grade", lambda answer, truth: verdicts[answer])
+    texts = [*(solution(n) for n in verdicts), "No answer.", "None here."]
+    rows = [sample("p/2", n, text) for n, text in enumerate(texts)]
+    rows[0]["finish"] = "length"
+    write_records(files / "samples.jsonl", rows)
+    summary, records = run(files, ratio=0, max_no_answer=1.0)
+    assert [record["labels"][-1] for record in records] == [1, 0, 0, 0, 0, 0]
+    assert all(record["prefix"] == "" for record in records)
+    assert [record["eos"] for record in records] == [False, True, True, True, True, True]
+    assert (summary["graded"], summary["graded: no answer"], summary["graded: undecided, taken as wrong"]) == (6, 2, 2)
+
+
 def test_a_repeated_sample_is_refused(files):
     """As after `cat run1 run2`: with the same number for two texts, labels would be swapped."""
     rows = [sample("p/2", 0, solution(2)), sample("p/2", 1, solution(3))]
