@@ -171,7 +171,7 @@ def dpo(run: Path) -> None:
         draw(right, lines, "chosen_nll", color=PINK, linestyle=style, label=f"chosen_nll, round {number}")
     for panel, title in ((middle, "implicit rewards"), (right, "pairs ordered rightly, and NLL")):
         panel.set(title=title, xlabel="step")
-        panel.legend(frameon=False, fontsize=8)
+        panel.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)  # off the lines
     save(figure, "dpo")
 
 
@@ -186,7 +186,7 @@ def ppo(run: Path) -> None:
         draw(right, lines, name, color=color, marker=".", label=name)
     for panel, title in ((middle, "rewards per solution"), (right, "distance and spread")):
         panel.set(title=title, xlabel="step")
-        panel.legend(frameon=False, fontsize=8)
+        panel.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)  # off the lines
     save(figure, "ppo")
 
 
