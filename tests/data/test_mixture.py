@@ -142,7 +142,8 @@ def test_mixtures_that_cannot_be_made(parts, mixed, tmp_path):
 
 def test_one_record_at_least_of_each_part(parts, mixed, tmp_path):
     write_records(tmp_path / "prm.jsonl", parts["prm"][:1])
-    records, *_ = mixed((1000, 1), mixture_by="steps")
+    records, _, card = mixed((1000, 1), mixture_by="steps")
+    assert any("1 of 1 labelled steps (100%)" in rule for rule in card["rules"])
     assert Counter(r["part"] for r in records) == {"prm": 1, "orm": 1}
 
 

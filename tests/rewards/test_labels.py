@@ -5,6 +5,7 @@ import pytest
 from e2h_jax.data import prepare
 from e2h_jax.data.records import read_many
 from e2h_jax.data.storage import write_records
+from e2h_jax.data.templates import get_template, write_template
 from e2h_jax.errors import UserError
 from e2h_jax.rewards import labels
 from e2h_jax.rewards.labels import balance
@@ -157,6 +158,17 @@ def test_solutions_in_another_format_are_refused(files):
     assert run(files, max_no_answer=0.3, ratio=0)[0]["records"] == 10
     with pytest.raises(UserError, match="config.max_no_answer=1.5 is a share"):
         run(files, max_no_answer=1.5)
+
+
+def test_samples_of_another_template_than_the_field_s_are_refused(files):
+    (files / "drawn").mkdir()
+    write_records(files / "drawn" / "samples-00000-of-00001.jsonl", [sample("p/2", n, solution(2 + n)) for n in range(2)])
+    write_template(files / "drawn" / "template.json", get_template("qwen_boxed"))
+    with pytest.raises(UserError, match='drawn in the template "qwen_boxed", not "e2h"; set config.template=qwen_boxed'):
+        run(files, samples=str(files / "drawn"))
+    write_template(files / "drawn" / "template.json", get_template("e2h"))
+    _, records = run(files, samples=str(files / "drawn"))
+    assert [(record["level"], record["sample"]) for record in records] == [(3, 0), (3, 1)]
 
 
 def test_completions_without_an_answer_are_refused(files):
