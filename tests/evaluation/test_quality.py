@@ -96,3 +96,9 @@ def test_verdicts_may_be_zeros_and_ones():
     assert judge(scores, right, problems, 0.5) == judge(scores, right > 0, problems, 0.5)
     assert auc(scores, right.tolist()) == auc(scores, right > 0)
     assert auc_within(scores, right, [2, 1, 1, 2]) == auc_within(scores, right > 0, problems[::-1] + [2, 1, 1, 2])
+
+
+def test_odds_say_right_from_one_on_and_probabilities_from_one_half():
+    correct = np.array([[False, True], [False, True]])
+    for name, scores in (("mean_odds", [[0.8, 1.2], [0.99, 1.0]]), ("mean", [[0.3, 0.6], [0.49, 0.5]])):
+        assert outcome_quality({name: np.array(scores)}, correct)[name]["accuracy"] == 1.0
