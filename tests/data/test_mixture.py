@@ -147,6 +147,11 @@ def test_one_record_at_least_of_each_part(parts, mixed, tmp_path):
     assert Counter(r["part"] for r in records) == {"prm": 1, "orm": 1}
 
 
+def test_of_the_scarcest_part_records_without_labels_stay_too(parts, mixed, tmp_path):
+    write_records(tmp_path / "prm.jsonl", [record(["a"], [1.0]), *[record(["a"], [None], number=n) for n in range(9)]])
+    assert sum(r["part"] == "prm" for r in mixed((1, 1))[0]) == 10
+
+
 @pytest.mark.parametrize(("target", "count"), [(1, 1), (12, 2), (12.5, 2), (13, 3), (15, 3), (19, 4), (40, 4), (np.inf, 4)])
 def test_records_are_drawn_until_the_nearest_to_the_target(target, count):
     sizes = np.array([[1, 5, 90], [0, 0, 0], [1, 5, 80], [1, 5, 70], [1, 5, 60]])  # the second is too long
