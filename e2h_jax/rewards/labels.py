@@ -112,18 +112,14 @@ class _Grader:
         """The answer of a whole solution as it is written."""
         return self.template.extract_answer(text)
 
-    def whole(self, text: str, problem: dict) -> str:
-        """A sampled text behind the problem's prefix."""
-        return self.template.join_steps(problem.get("prefix", ""), ()) + text
-
     def steps(self, text: str, problem: dict) -> list[Step]:
-        """The steps of `whole` that are not of the prefix."""
-        before = len(split_steps(self.whole("", problem), self.template))
-        return split_steps(self.whole(text, problem), self.template)[before:]
+        """The steps of the whole solution that are not of the problem's prefix."""
+        before = len(split_steps(self.template.whole(problem, ""), self.template))
+        return split_steps(self.template.whole(problem, text), self.template)[before:]
 
     def texts(self, text: str, problem: dict) -> list[str]:
         """The texts of `steps`."""
-        whole = self.whole(text, problem)
+        whole = self.template.whole(problem, text)
         return [whole[step.start : step.end] for step in self.steps(text, problem)]
 
     def check(self, found: Unanswered, path: str) -> None:
@@ -156,7 +152,7 @@ def _outcomes(config: ConfigDict, grader: _Grader, card: Card) -> Iterator[dict]
     for sample in read_many(config.samples, "sample"):
         if (problem := grader.problem_of(sample, config.samples)) is not None:
             by_problem[problem["id"]].append(sample)
-            found.add(sample["text"], grader.answer(grader.whole(sample["text"], problem)) is not None)
+            found.add(sample["text"], grader.answer(grader.template.whole(problem, sample["text"])) is not None)
     grader.check(found, config.samples)
     for identity, samples in by_problem.items():
         problem = grader.problems[identity]
@@ -165,7 +161,7 @@ def _outcomes(config: ConfigDict, grader: _Grader, card: Card) -> Iterator[dict]
             different.setdefault(sample["text"], sample)
         card.counts["solutions with the text of another"] += len(samples) - len(different)
         kept = [s for s in different.values() if grader.steps(s["text"], problem)][: config.per_problem or None]
-        right = {s["sample"]: grader.is_right(grader.whole(s["text"], problem), problem) for s in kept}
+        right = {s["sample"]: grader.is_right(grader.template.whole(problem, s["text"]), problem) for s in kept}
         chosen = balance(right, config.ratio, f"labels-{config.seed}-{identity}")
         card.counts["questions"] += 1
         card.counts["questions with one outcome alone, left out"] += bool(kept) and not chosen
@@ -207,7 +203,7 @@ def _from_completions(config: ConfigDict, grader: _Grader, card: Card) -> Iterat
             raise UserError(f'{config.completions}: "{completion["problem_id"]}" is not in {config.prefixes}.')
         problem = grader.problem_of({"problem_id": prefix["of"]}, config.prefixes)
         if problem is not None:
-            whole = grader.whole(completion["text"], prefix)
+            whole = grader.template.whole(prefix, completion["text"])
             found.add(whole, grader.answer(whole) is not None)
             outcomes[prefix["id"]].append(grader.is_right(whole, problem))
     grader.check(found, config.completions)
@@ -219,10 +215,10 @@ def _from_completions(config: ConfigDict, grader: _Grader, card: Card) -> Iterat
         if (problem := grader.problem_of(sample, config.samples)) is None:
             continue
         solutions.append((sample, problem))
-        found.add(sample["text"], grader.answer(grader.whole(sample["text"], problem)) is not None)
+        found.add(sample["text"], grader.answer(grader.template.whole(problem, sample["text"])) is not None)
     grader.check(found, config.samples)
     for sample, problem in solutions:
-        whole, spans = grader.whole(sample["text"], problem), grader.steps(sample["text"], problem)
+        whole, spans = grader.template.whole(problem, sample["text"]), grader.steps(sample["text"], problem)
         labels = []
         for number, step in enumerate(spans[:-1]):
             identity = prefix_id(sample["problem_id"], sample["sample"], number)
