@@ -120,18 +120,19 @@ class Judge:
         template = self._template
         located = [locate(self._tokenizer, rollout.prompt, rollout.tokens, template) for rollout in rollouts]
         scores: list[list[float] | None] = [None] * len(rollouts)
+        texts = [template.whole(rollout.problem, rollout.text) for rollout in rollouts]
         if self._model:
-            texts = [template.whole(rollout.problem, rollout.text) for rollout in rollouts]
             pending = self._model.scores([rollout.problem["question"] for rollout in rollouts], texts, template)
-        extract = lambda rollout: template.extract_answer(template.whole(rollout.problem, rollout.text))  # noqa: E731
-        verdicts = self._grade(rollouts, extract)  # while the device computes
+        answers = [template.extract_answer(text) for text in texts]
+        verdicts = self._grade(rollouts, answers)  # while the device computes
         if self._model:
             before = [len(split_steps(template.whole(rollout.problem, ""), template)) for rollout in rollouts]
+            # Of a rollout that goes on from within the answer, the answer's score is all there is.
             scores = [
-                None if found is None else align(found[first:], len(solution.steps))
+                None if found is None else align(found[first:] or found[-1:], len(solution.steps))
                 for found, first, solution in zip(pending(), before, located, strict=True)
             ]
-        rows = zip(rollouts, located, scores, verdicts, strict=True)
+        rows = zip(rollouts, texts, answers, located, scores, verdicts, strict=True)
         return [shaping.shape(self._config, template, *row) for row in rows]
 
     def _by_original_rules(self, rollouts: Sequence[Rollout]) -> list[Shaped]:
@@ -142,7 +143,7 @@ class Judge:
             pairs = zip(rollouts, responses, strict=True)
             sampled = [locate(self._tokenizer, rollout.prompt, response, self._template) for rollout, response in pairs]
             pending = self._model.logits(sampled)
-        verdicts = self._grade(rollouts, lambda rollout: original.extract_answer(rollout.text))
+        verdicts = self._grade(rollouts, [original.extract_answer(rollout.text) for rollout in rollouts])
         if self._model:
             for index, logits in enumerate(pending()):
                 if logits is not None:
@@ -151,10 +152,10 @@ class Judge:
         rows = zip(rollouts, map(len, responses), steps, verdicts, strict=True)
         return [original.shape(self._config, *row) for row in rows]
 
-    def _grade(self, rollouts: Sequence[Rollout], extract: Callable[[Rollout], str | None]) -> list[Verdict]:
+    def _grade(self, rollouts: Sequence[Rollout], answers: Sequence[str | None]) -> list[Verdict]:
         self.check_answers([rollout.problem for rollout in rollouts])
         truths = [_truth(rollout.problem) for rollout in rollouts]
-        pairs = [(extract(rollout), truth) for rollout, (truth, _) in zip(rollouts, truths, strict=True)]
+        pairs = [(answer, truth) for answer, (truth, _) in zip(answers, truths, strict=True)]
         words = self._words(pairs)
         return [
             Verdict(None if truth is None else word == "correct", hidden, word == "undecided")

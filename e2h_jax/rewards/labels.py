@@ -112,15 +112,10 @@ class _Grader:
         """The answer of a whole solution as it is written."""
         return self.template.extract_answer(text)
 
-    def steps(self, text: str, problem: dict) -> list[Step]:
-        """The steps of the whole solution that are not of the problem's prefix."""
-        before = len(split_steps(self.template.whole(problem, ""), self.template))
-        return split_steps(self.template.whole(problem, text), self.template)[before:]
-
-    def texts(self, text: str, problem: dict) -> list[str]:
-        """The texts of `steps`."""
-        whole = self.template.whole(problem, text)
-        return [whole[step.start : step.end] for step in self.steps(text, problem)]
+    def steps(self, text: str, problem: dict) -> tuple[str, list[Step]]:
+        """The whole solution, and those of its steps that are not of the problem's prefix."""
+        whole, before = (self.template.whole(problem, written) for written in (text, ""))
+        return whole, split_steps(whole, self.template)[len(split_steps(before, self.template)) :]
 
     def check(self, found: Unanswered, path: str) -> None:
         """Raises UserError if too many solutions of `path` have no answer."""
@@ -160,15 +155,16 @@ def _outcomes(config: ConfigDict, grader: _Grader, card: Card) -> Iterator[dict]
         for sample in sorted(samples, key=lambda sample: sample["sample"]):
             different.setdefault(sample["text"], sample)
         card.counts["solutions with the text of another"] += len(samples) - len(different)
-        kept = [s for s in different.values() if grader.steps(s["text"], problem)][: config.per_problem or None]
-        right = {s["sample"]: grader.is_right(grader.template.whole(problem, s["text"]), problem) for s in kept}
+        written = [(sample, *grader.steps(sample["text"], problem)) for sample in different.values()]
+        kept = [(sample, whole, steps) for sample, whole, steps in written if steps][: config.per_problem or None]
+        right = {sample["sample"]: grader.is_right(whole, problem) for sample, whole, _ in kept}
         chosen = balance(right, config.ratio, f"labels-{config.seed}-{identity}")
         card.counts["questions"] += 1
         card.counts["questions with one outcome alone, left out"] += bool(kept) and not chosen
         card.counts["solutions left out for the ratio"] += len(kept) - len(chosen) if chosen else 0
-        for sample in (s for s in kept if s["sample"] in chosen):
-            steps = grader.texts(sample["text"], problem)
-            yield _record(problem, sample, steps, [float(right[sample["sample"]])] * len(steps))
+        for sample, whole, steps in kept:
+            if (number := sample["sample"]) in chosen:
+                yield _record(problem, sample, whole, steps, [float(right[number])] * len(steps))
 
 
 def balance(right: dict[int, bool], ratio: float, seed: str) -> set[int]:
@@ -218,9 +214,9 @@ def _from_completions(config: ConfigDict, grader: _Grader, card: Card) -> Iterat
         found.add(sample["text"], grader.answer(grader.template.whole(problem, sample["text"])) is not None)
     grader.check(found, config.samples)
     for sample, problem in solutions:
-        whole, spans = grader.template.whole(problem, sample["text"]), grader.steps(sample["text"], problem)
+        whole, steps = grader.steps(sample["text"], problem)
         labels = []
-        for number, step in enumerate(spans[:-1]):
+        for number, step in enumerate(steps[:-1]):
             identity = prefix_id(sample["problem_id"], sample["sample"], number)
             if identity in prefixes and prefixes[identity]["prefix"] != whole[: step.end]:
                 raise UserError(
@@ -233,15 +229,15 @@ def _from_completions(config: ConfigDict, grader: _Grader, card: Card) -> Iterat
             labels.append(float(any(ended)) if config.estimate == "hard" else sum(ended) / len(ended))
         card.counts["solutions"] += 1
         labels.append(float(grader.is_right(whole, problem)))
-        yield _record(problem, sample, grader.texts(sample["text"], problem), labels)
+        yield _record(problem, sample, whole, steps, labels)
 
 
-def _record(problem: dict, sample: dict, steps: Sequence[str], labels: Sequence[float]) -> dict:
+def _record(problem: dict, sample: dict, whole: str, steps: Sequence[Step], labels: Sequence[float]) -> dict:
     return {
         "problem_id": problem["id"],
         "question": problem["question"],
         "prefix": problem.get("prefix", ""),
-        "steps": list(steps),
+        "steps": [whole[step.start : step.end] for step in steps],
         "labels": list(labels),
         "level": problem["level"],
         "sample": sample["sample"],

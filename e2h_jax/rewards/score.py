@@ -94,12 +94,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
                 f"{config.samples}: no sample has a step tag {written.tag!r}, as the template {written.name} has; "
                 "name the template that they are written in (config.written_in)"
             )
-        questions = [problems[sample["problem_id"]]["question"] for sample in samples]
-        prefixes = [written.join_steps(problems[sample["problem_id"]].get("prefix", ""), ()) for sample in samples]
-        texts = [prefix + sample["text"] for prefix, sample in zip(prefixes, samples, strict=True)]
+        asked = [problems[sample["problem_id"]] for sample in samples]
+        texts = [written.whole(problem, sample["text"]) for problem, sample in zip(asked, samples, strict=True)]
         texts = [rewrite(text, written, template) for text in texts]
-        encoded = encode_solutions(tokenizer, questions, texts, template, add_eos=False)
-        begun = [len(split_steps(prefix, written)) for prefix in prefixes]
+        encoded = encode_solutions(tokenizer, [problem["question"] for problem in asked], texts, template, add_eos=False)
+        begun = [len(split_steps(written.whole(problem, ""), written)) for problem in asked]
         # The plan is that of all samples, whatever was scored before: a resumed run computes the very same batches.
         missing, total = {index for index, sample in enumerate(samples) if key(sample) not in writer.done}, len(samples)
         fitting = _fitting(config, samples, encoded, model_config.max_length)
@@ -117,6 +116,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
             index: [0.0] * (len(encoded[index].steps) + (not encoded[index].has_answer))
             for index in sorted(set(range(total)) - set(fitting))
         }
+        computed = missing.difference(unread)
         with (
             MetricsWriter(workdir, resume_step=total - len(missing), enabled=first) as metrics,
             tqdm(total=total, initial=total - len(missing), unit="solution", desc=workdir.name, disable=not first) as bar,
@@ -130,14 +130,16 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
                 writer.write(samples[index] | {"step_scores": values} for index, values in own.items())
                 scored += len(scores)
                 bar.update(len(scores))
-                metrics.write(total - len(missing) + scored, {"solutions_per_second": scored / (time.perf_counter() - began)})
+                if done := scored - (len(missing) - len(computed)):  # of what is computed
+                    rate = done / (time.perf_counter() - began)
+                    metrics.write(total - len(missing) + scored, {"solutions_per_second": rate})
     seconds = time.perf_counter() - began
     return {
         "solutions": total,
         "scored_now": len(missing),
         "too_long": len(unread),
-        "solutions_per_second": len(missing) / seconds,
-        "tokens_per_second": sum(len(encoded[index].tokens) for index in missing) / seconds,
+        "solutions_per_second": len(computed) / seconds,
+        "tokens_per_second": sum(len(encoded[index].tokens) for index in computed) / seconds,
         "padding": 1 - sum((b.segment_ids > 0).sum() for b in batches) / max(1, sum(b.tokens.size for b in batches)),
     }
 
@@ -155,7 +157,7 @@ def _fitting(
         remedy = "raise it, or set config.too_long=zero" if room < positions else "set config.too_long=zero"
         raise UserError(
             f"{config.samples}: a solution has {len(encoded[longest].tokens)} tokens, more than {limit} ({which} of "
-            f"{len(encoded) - len(fitting):,} such ones of {len(encoded):,}); {remedy} to let their steps score 0"
+            f"{len(encoded) - len(fitting):,} too long ones among {len(encoded):,}); {remedy} to let their steps score 0"
         )
     return fitting
 

@@ -124,6 +124,8 @@ def shape(
     config: ConfigDict,
     template: Template,
     rollout: Rollout,
+    text: str,
+    answer: str | None,
     located: EncodedSolution,
     scores: Sequence[float] | None,
     verdict: Verdict,
@@ -132,12 +134,13 @@ def shape(
 
     Args:
       config: see `defaults`.
+      text: the whole solution (`Template.whole`).
+      answer: the final answer in it; None without one.
       located: the response's steps in its tokens (`data.sampled_steps.locate`).
       scores: probability of each located step, the final answer's last; None where they could not be scored. Without process
         rewards they are not looked at.
     """
     length = len(rollout.tokens)
-    answer = template.extract_answer(template.whole(rollout.problem, rollout.text))
     scorable = rollout.stopped and answer is not None and (config.process == "none" or scores is not None)
     rewards = np.zeros(length, np.float64)
 
@@ -152,7 +155,7 @@ def shape(
         np.add.at(rewards, places, values)
         process = float(values.sum())
 
-    penalty = _format_penalty(config, template, rollout, answer if scorable else None)
+    penalty = _format_penalty(config, template, text, answer if scorable else None)
     terminal = {
         "outcome": outcome(config, verdict) if scorable else 0.0,
         "bonus": config.bonus if scorable else 0.0,
@@ -215,7 +218,7 @@ def facts(scorable: bool, verdict: Verdict) -> dict[str, float]:
     return found if verdict.correct is None else found | {"accuracy": float(verdict.correct)}
 
 
-def _format_penalty(config: ConfigDict, template: Template, rollout: Rollout, answer: str | None) -> float:
+def _format_penalty(config: ConfigDict, template: Template, text: str, answer: str | None) -> float:
     """Share of the full penalty. An answer within the reasoning (boxed, inline) has no tiers between."""
     if config.format == "none":
         return 0.0
@@ -223,5 +226,4 @@ def _format_penalty(config: ConfigDict, template: Template, rollout: Rollout, an
         return 1.0
     if config.format == "answer" or template.answer != "header":
         return 0.0
-    whole = template.whole(rollout.problem, rollout.text)
-    return disagreement(whole[: split_steps(whole, template)[-1].start].strip(), answer)
+    return disagreement(text[: split_steps(text, template)[-1].start].strip(), answer)

@@ -90,8 +90,8 @@ def _logits(hidden_BxTxD: jax.Array, head_DxV: jax.Array) -> jax.Array:
 def step_classification(logits_BxL: jax.Array, labels_BxL: jax.Array, weights_BxL: jax.Array):
     """Weighted sum of binary cross-entropy with (soft) labels in [0, 1]; weight 0 is not trained on.
 
-    Returns the loss sum, and the weighted sum of decisions on the label's side of one half.
+    Returns the loss sum, and the weighted sum of right decisions: label and probability both at least one half, or both below.
     """
     losses = optax.losses.sigmoid_binary_cross_entropy(logits_BxL.astype(jnp.float32), labels_BxL)
-    hits = ((logits_BxL > 0) == (labels_BxL > 0.5)).astype(jnp.float32)
+    hits = ((logits_BxL >= 0) == (labels_BxL >= 0.5)).astype(jnp.float32)
     return jnp.sum(losses * weights_BxL), jnp.sum(hits * weights_BxL)

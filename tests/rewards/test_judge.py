@@ -85,11 +85,13 @@ def test_rewards_are_the_scores_and_grades_of_each_solution_alone(world, make, t
         scores = world[name].plain_scores(encoded, read_at)[: len(encoded.steps)]
         hidden = rollout.problem["answer"] == "unavailable"
         truth = rollout.problem.get("gt_answer") if hidden else rollout.problem["answer"]
-        correct = None if truth is None else E2H.extract_answer(rollout.text) == truth
+        answer = E2H.extract_answer(rollout.text)
+        correct = None if truth is None else answer == truth
         steps = locate(tokenizers["words"], rollout.prompt, rollout.tokens, E2H)
         assert len(steps.steps) == len(split_steps(rollout.text, E2H))
         assert len(scores) == len(steps.steps) or rollout.text.rstrip().endswith("# Answer")  # which is no box
-        expected = shaping.shape(config, E2H, rollout, steps, align(scores, len(steps.steps)), Verdict(correct, hidden))
+        judged = steps, align(scores, len(steps.steps)), Verdict(correct, hidden)
+        expected = shaping.shape(config, E2H, rollout, rollout.text, answer, *judged)
         np.testing.assert_allclose(shaped.rewards, expected.rewards, atol=1e-5)
         assert shaped.parts == pytest.approx(expected.parts, abs=1e-5)
         kinds.add((correct, hidden, bool(shaped.parts["scorable"])))
@@ -151,6 +153,18 @@ def test_a_problem_s_prefix_is_scored_but_not_rewarded(world, make, tokenizers, 
     assert shaped.parts["process"] == pytest.approx(scores[len(steps) - 1], abs=1e-5)
     first = len(words.encode(text[steps[2].start : steps[2].end], add_special_tokens=False))
     assert shaped.rewards[first] == pytest.approx(scores[2], abs=1e-5)
+
+
+@pytest.mark.parametrize(("begun", "text"), [("a=1+1=2\n\n# Answer", "2"), ("a=1+1=2\n\n# Answer\n\n2", "a=2")])
+def test_a_rollout_that_goes_on_from_within_its_answer_has_the_answer_s_score(world, make, tokenizers, texts, begun, text):
+    words, problem = tokenizers["words"], texts[0][0] | {"prefix": begun, "answer": "2"}
+    prompt = encode_solution(words, problem["question"], begun + "\n\n", E2H, add_eos=False).tokens
+    tokens = np.array([*words.encode(text, add_special_tokens=False), words.eos_token_id], np.int32)
+    zeros = np.zeros(len(tokens), np.float32)
+    (shaped,) = make("same", process="min", upper_bound=1.0)([Rollout(problem, 0, prompt, tokens, zeros, zeros, True, text)])
+    whole = encode_solution(words, problem["question"], f"{begun}\n\n{text}", E2H, add_eos=False)
+    assert shaped.parts["scorable"] == shaped.parts["outcome"] == 1 and shaped.parts["format"] == 0
+    assert shaped.parts["process"] == pytest.approx(world["same"].plain_scores(whole)[-1] - 1, abs=1e-5)
 
 
 def test_the_paper_s_preset(world, make, llama2_like, texts):

@@ -1,8 +1,10 @@
 """The stage `score`: from samples to scored records."""
 
 import json
+from itertools import pairwise
 
 import jax
+import numpy as np
 import pytest
 
 from e2h_jax import stage
@@ -55,6 +57,10 @@ def config_of(world, **fields):
     return config
 
 
+def logged(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
 def lines(workdir):
     return (workdir / SHARD).read_bytes().splitlines(keepends=True)
 
@@ -77,6 +83,9 @@ def test_every_sample_is_scored_once_and_keeps_its_fields(world, uninterrupted):
         ended = bool(steps) and steps[-1].is_answer
         assert len(record["step_scores"]) == len(steps) + (not ended)
         assert (record["step_scores"][-1] == 0.0) == (not ended)
+    steps = [0, *(line["step"] for line in logged(workdir))]
+    assert all(earlier < later for earlier, later in pairwise(steps)) and steps[-1] == len(samples)
+    assert all(line["solutions_per_second"] > 0 for line in logged(workdir))
 
 
 @pytest.mark.parametrize("name", ["reward", "bpe"])
@@ -115,6 +124,7 @@ def test_nothing_missing_is_no_mistake(world, uninterrupted, tmp_path):
     (tmp_path / SHARD).write_bytes(b"".join(lines(uninterrupted[0])))
     summary = stage.execute("score", config_of(world), tmp_path)
     assert summary["scored_now"] == 0 and lines(tmp_path) == lines(uninterrupted[0])
+    assert logged(tmp_path) == []
 
 
 def test_eight_devices_give_one_devices_scores(world, uninterrupted, tmp_path):
@@ -160,19 +170,25 @@ def test_a_solution_longer_than_the_model_is_refused(world, tmp_path):
     text = "a=1+1=2\n\n" * 60
     sample = {"problem_id": problem["id"], "sample": 0, "text": text, "finish": "length", "logprob": None}
     write_records(tmp_path / "samples.jsonl", [sample])
-    which = f'problem "{problem["id"]}", sample 0, the longest of 1 such ones of 1'
+    which = f'problem "{problem["id"]}", sample 0, the longest of 1 too long ones among 1'
     with pytest.raises(UserError, match=rf"a solution has \d+ tokens, more than the model's 400 positions .{which}"):
         stage.execute("score", config_of(world, samples=tmp_path / "samples.jsonl"), tmp_path / "out")
 
 
-def test_solutions_too_long_may_score_zero(world, uninterrupted, tmp_path):
+def test_solutions_too_long_may_score_zero(world, uninterrupted, judge, tmp_path):
     """All others are scored as without them; a resumed run does not score them again."""
     samples = read_many(world / "samples", "sample")
     long = [samples[0] | {"sample": 900 + n, "text": "a=1+1=2\n\n" * 60 + end} for n, end in enumerate(("", "# Answer\n\n2"))]
     write_records(tmp_path / "samples.jsonl", [long[0], *samples[:9], long[1]])
     fields = {"samples": tmp_path / "samples.jsonl", "too_long": "zero"}
     summary = stage.execute("score", config_of(world, **fields), tmp_path / "out")
-    assert (summary["too_long"], summary["solutions"]) == (2, 11)
+    assert (summary["too_long"], summary["solutions"], summary["scored_now"]) == (2, 11, 11)
+    # No rate counts those, which are not computed.
+    assert logged(tmp_path / "out")[0]["step"] > 2
+    questions = {problem["id"]: problem["question"] for problem in read_many(world / "problems.jsonl", "problem")}
+    written = [(questions[sample["problem_id"]], sample["text"]) for sample in samples[:9]]
+    lengths = [len(encode_solution(judge.tokenizer, *solution, E2H, add_eos=False).tokens) for solution in written]
+    assert summary["tokens_per_second"] / summary["solutions_per_second"] == pytest.approx(np.mean(lengths))
     scores = {(r["problem_id"], r["sample"]): r["step_scores"] for r in read_many(tmp_path / "out", "scored")}
     assert scores.pop((samples[0]["problem_id"], 900)) == scores.pop((samples[0]["problem_id"], 901)) == [0.0] * 61
     expected = {(r["problem_id"], r["sample"]): r["step_scores"] for r in read_many(uninterrupted[0], "scored")}

@@ -13,7 +13,7 @@ from e2h_jax.data.steps import EncodedSolution
 from e2h_jax.data.templates import get_template
 from e2h_jax.errors import UserError
 from e2h_jax.rewards import shaping
-from e2h_jax.rewards.shaping import Verdict, charges, shape
+from e2h_jax.rewards.shaping import Verdict, charges
 
 E2H, BOXED = get_template("e2h"), get_template("qwen_boxed")
 FINISHED = "s1\n\nso 42\n\n# Answer\n\n42"
@@ -30,6 +30,11 @@ def settings(**fields):
 def rollout(text=FINISHED, length=14, stopped=True):
     zeros = np.zeros(length, np.float32)
     return Rollout({}, 0, np.zeros(3, np.int32), np.arange(length, dtype=np.int32), zeros, zeros, stopped, text)
+
+
+def shape(config, template, rollout, *judged):
+    """Of a problem without a prefix."""
+    return shaping.shape(config, template, rollout, rollout.text, template.extract_answer(rollout.text), *judged)
 
 
 def located(steps, separators, has_answer=True, prompt=3):

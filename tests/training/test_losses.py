@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
+from e2h_jax.evaluation.quality import step_quality
 from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.parallel.rules import batch_sharding, partition_spec
 from e2h_jax.training import losses
@@ -145,11 +146,19 @@ def test_binary_cross_entropy_by_hand_with_soft_labels():
     )
     loss, hits = losses.step_classification(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(weights))
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
-    np.testing.assert_allclose(hits, 1.0, rtol=1e-6)  # 0.5 counts as "wrong", and so does the label 0.25
+    np.testing.assert_allclose(hits, 0.7, rtol=1e-6)  # a probability of one half says right, and the label 0.25 wrong
     _, hits = losses.step_classification(jnp.asarray(-logits), jnp.asarray(labels), jnp.asarray(weights))
-    np.testing.assert_allclose(hits, 0.3, rtol=1e-6)
-    _, hits = losses.step_classification(jnp.array([[2.0]]), jnp.array([[0.5]]), jnp.array([[1.0]]))
-    assert hits == 0  # a label of one half is on the side of the wrong ones
+    np.testing.assert_allclose(hits, 0.0, atol=1e-6)
+
+
+def test_training_and_evaluation_count_the_same_decisions_as_right():
+    """At one half both label and score are right, in `label_accuracy` as in `quality`."""
+    grid = np.array([[-2.0, 0.0, 2.0]]).repeat(3, 0)
+    labels = np.array([[0.4], [0.5], [0.6]]).repeat(3, 1)
+    _, hits = losses.step_classification(jnp.asarray(grid), jnp.asarray(labels), jnp.full((3, 3), 1 / 9))
+    scores = 1 / (1 + np.exp(-grid))
+    assert float(hits) == pytest.approx(step_quality(scores.tolist(), labels.tolist(), range(3))["accuracy"], abs=1e-6)
+    assert float(hits) == pytest.approx(5 / 9)
 
 
 def test_the_gradient_of_a_score_is_probability_minus_label_and_none_at_weight_zero():
