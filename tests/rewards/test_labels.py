@@ -67,6 +67,14 @@ def test_outcome_labels(files):
     assert few["records"] == 2 + 4
 
 
+def test_each_question_has_a_draw_of_its_own(files):
+    rows = [sample(f"p/{p}", n, solution(p if n == 0 else 9, f"Way {n}.")) for p in range(4) for n in range(13)]
+    write_records(files / "samples.jsonl", rows)
+    _, records = run(files)
+    kept = [{r["sample"] for r in records if r["problem_id"] == f"p/{p}"} for p in range(4)]
+    assert all(0 in numbers and len(numbers) == 4 for numbers in kept) and len(set(map(frozenset, kept))) > 1
+
+
 def test_of_solutions_with_one_text_the_first_counts(files):
     """A, B, A, C, A with room for two: A and B, whatever the order in the file."""
     texts = [solution(3, "A"), solution(9, "B"), solution(3, "A"), solution(9, "C"), solution(3, "A")]
