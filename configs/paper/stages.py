@@ -351,8 +351,8 @@ class Recipe:
     def ppo(self, questions: str, prm: bool) -> str:
         """500 steps of 512 rollouts, with the arithmetic of the command (docs/ppo.md, docs/rewards.md), quirks included.
 
-        To go without the quirks, put `presets.ppo` in the place of `presets.paper`, and leave out the lines marked so. With
-        `prm` process rewards, else final answers alone.
+        To go without the quirks: `presets.ppo()` for `presets.paper()`, no `shaping.paper() |`, no `top_k`. With `prm` process
+        rewards, else final answers alone.
         """
         steps, metamath = 500, self.data == "metamath"
         settings = presets.paper()  # quirk: how rewards are whitened, the KL estimated, padding not masked

@@ -52,14 +52,19 @@ def value_loss(values, batch, config: ml_collections.ConfigDict):
     return config.value_coef * 0.5 * jnp.sum(batch["weights"] * losses), {}
 
 
-def check_mesh(config: ml_collections.ConfigDict, mesh: Mesh, find: Callable = Path) -> None:
-    """Raises UserError for a mesh that divides the rows or one of the models unevenly, before any is loaded.
-
-    `find`: as of `Models`.
-    """
+def check_batches(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
+    """Raises UserError for a mesh that does not divide the rows."""
     check_rows(mesh, forward_rows=config.forward_rows, update_rows=config.update_rows)
     with naming("config.sample."):
         check_rows(mesh, rows=config.sample.rows)
+
+
+def check_mesh(config: ml_collections.ConfigDict, mesh: Mesh, find: Callable = Path) -> None:
+    """Raises UserError for a mesh that does not divide the rows or one of the models, before any is loaded.
+
+    `find`: as of `Models`.
+    """
+    check_batches(config, mesh)
     judge_model = config.reward.model if config.reward.process != "none" else ""
     for folder in filter(None, (config.init, judge_model, config.value_init)):
         check_model(mesh, store.load_config(find(folder))[1], folder)
@@ -72,7 +77,7 @@ def value_source(config: ml_collections.ConfigDict) -> str:
 
 
 def check_value_tokenizer(config: ml_collections.ConfigDict, tokenizer) -> None:
-    """Raises UserError if the value model, where there is one, reads other tokens than the policy."""
+    """Raises UserError if the value model, where there is one, has another tokenizer than the policy."""
     if config.advantage == "gae" and load_tokenizer(source := value_source(config)).get_vocab() != tokenizer.get_vocab():
         raise UserError(
             f"{source}, from which the value model starts, has another tokenizer than the policy; "

@@ -178,7 +178,8 @@ def grpo(totals_B: np.ndarray, groups_B: Sequence, *, scale_by_std: bool = True)
     """Group-relative advantage (Shao et al. 2024): total reward less its group's mean, over the group's std (+ 1e-6).
 
     The std is the sample's (n - 1). Without `scale_by_std` questions weigh by how far their rewards spread: Dr. GRPO (Liu et
-    al. 2025). Totals that differ by the rounding of their sums alone are equal: divided by the std, it would be an advantage.
+    al. 2025). Totals that differ by the rounding of their sums alone count as equal; the division by the std would make an
+    advantage of it.
 
     Returns:
       float32 [B]; 0 in a group of one.

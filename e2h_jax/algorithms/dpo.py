@@ -77,7 +77,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     rounds.check_files(config)
 
     def play(this: Round) -> dict:
-        this.draw()
+        drawn = this.draw()
         path = this.folder / "pairs.jsonl"
 
         def pair(_: Path) -> dict:
@@ -95,14 +95,16 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         paired = this.part("pairs", pair)
         train_config = complete(config.train, seed=this.seed, mesh=config.mesh, init=this.model)
         train_config.lora.merge = True  # the next round samples from it
-        examples, dropped = _examples(train_config, path, config.template)
+        with naming("config.train.", rounds.FILLED):
+            examples, dropped = _examples(train_config, path, config.template)
         if not examples:
             raise UserError(f"all {dropped} pairs are longer than config.train.length={config.train.length}; raise it")
         reference = config.init if config.reference == "init" else this.model
         this.part("reference", lambda folder: _reference(config, train_config, reference, examples, folder))
-        trained = this.part("train", lambda folder: train(config, train_config, examples, this.folder / "reference", folder))
+        teach = lambda folder: train(config, train_config, examples, this.folder / "reference", folder)  # noqa: E731
+        trained = this.part("train", teach, "train")
         metrics = {name: value for name, value in (paired | trained).items() if name not in ("seconds", "tokens_per_second")}
-        return metrics | {"dropped": dropped}
+        return drawn | metrics | {"dropped": dropped}
 
     return rounds.run(config, workdir, play)
 
@@ -377,9 +379,9 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"config.reference={config.reference!r} must be round or init")
     if config.aggregation == "mean_odds":
         raise UserError("config.aggregation=mean_odds is no score in [0, 1], as margins and wins are; choose another")
-    if not config.reward_model and config.margin >= 1:
-        raise UserError(
-            f"config.margin={config.margin} leaves no pair: without config.reward_model scores are 0 or 1; set it below 1"
-        )
+    highest = 1 + bool(config.reward_model)
+    if config.margin >= highest:
+        scores = "scores are at most 2" if config.reward_model else "without config.reward_model scores are 0 or 1"
+        raise UserError(f"config.margin={config.margin} leaves no pair: {scores}; set it below {highest}")
     with naming("config.reference_"):
         store.check(config.reference_dtype, config.reference_quantize)

@@ -27,7 +27,7 @@ class Experience(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """What the models say of a step's tokens: float32 [B, R] each, 0 at padding and of a model that there is not."""
+    """What the models say of a step's tokens: float32 [B, R] each, 0 at padding, and where there is no such model."""
 
     old: np.ndarray  # log-probabilities of the policy that drew the tokens, tempered as they were drawn
     entropy: np.ndarray  # of its next-token distributions
@@ -109,3 +109,9 @@ def minibatch(experience: Experience, chosen: np.ndarray, config: ml_collections
         rows.arrays | {name: rows.spread(values) for name, values in fields.items()}
         for rows in pack(experience.rollouts, chosen, rows=config.update_rows, length=config.length)
     ]
+
+
+def inspected(experience: Experience) -> tuple[dict[str, np.ndarray], list[dict]]:
+    """What is kept of a step that went wrong: its arrays, and the rollouts with their texts."""
+    records = [{"problem_id": r.problem["id"], "sample": r.sample, "text": r.text} for r in experience.rollouts]
+    return dict(zip(Experience._fields[1:], experience[1:], strict=True)), records

@@ -12,6 +12,7 @@ questions are not needed: their rewards come from the evaluator alone.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -21,10 +22,10 @@ from tqdm import tqdm
 
 from e2h_jax.algorithms import actor_critic, presets, validation
 from e2h_jax.algorithms.advantages import ADVANTAGES, KL_ESTIMATORS, SCOPES, WHITEN_REWARDS
-from e2h_jax.algorithms.experience import Experience, make_experience, minibatch
+from e2h_jax.algorithms.experience import Experience, inspected, make_experience, minibatch
 from e2h_jax.data.records import read_many, select_levels
 from e2h_jax.data.rollout import ARRAYS
-from e2h_jax.data.templates import get_template
+from e2h_jax.data.templates import Template, get_template
 from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError, naming, nearest
 from e2h_jax.grading.pool import GradingPool
@@ -36,7 +37,7 @@ from e2h_jax.parallel.rules import axis_size
 from e2h_jax.rewards import judge
 from e2h_jax.rewards.scoring import batch_rows
 from e2h_jax.sampling import sample
-from e2h_jax.sampling.prompts import fitting, prompts_of
+from e2h_jax.sampling.prompts import prompts_of
 from e2h_jax.sampling.rollout import Sampler
 from e2h_jax.training import optimizer as optimizers
 from e2h_jax.training.checkpoint import Checkpoints
@@ -113,16 +114,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     mesh = make_mesh(config.mesh)
     actor_critic.check_mesh(config, mesh)
     tokenizer, template = load_tokenizer(config.init), get_template(config.template)
-    questions = select_levels(read_many(config.questions, "problem"), config.levels)
-    if config.sample.too_long == "drop":
-        room = min(config.length + 1, store.load_config(config.init)[1].max_length)
-        prompts = prompts_of(tokenizer, questions, template)
-        questions, _ = fitting(questions, prompts, room, config.sample.max_new_tokens, "drop")
-    if len(questions) < config.questions_per_step:
-        raise UserError(
-            f"{config.questions} holds {len(questions)} questions, fewer than config.questions_per_step="
-            f"{config.questions_per_step}; lower it"
-        )
+    questions, dropped = _questions(config, tokenizer, template)
     with (
         judge.Judge(config.reward, mesh, tokenizer, template) as reward,
         GradingPool() as pool,
@@ -135,6 +127,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         validated = None
         if config.validation.problems:
             validated = validation.Validation(config.validation, config.template, workdir, pool)
+            validation.check_room(validated.problems, tokenizer, template, models.config.max_length, config.sample)
         best = validation.Best(workdir, validated)
         drawing = [models.graph, models.config, models.policy.params, mesh, tokenizer, template]
         with naming("config.sample."):
@@ -167,8 +160,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         metrics, finished = writer.last, start
         bar = tqdm(total=config.steps, initial=start, unit="step", desc=workdir.name, disable=not first)
         with writer, bar:
-            if not start:
-                writer.write(0, validate(0, False))
+            if not start and (before := validate(0, False)):
+                writer.write(0, before)
             for step in range(start + 1, config.steps + 1):
                 if models.stopped:
                     break
@@ -212,12 +205,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     stop(interrupted(last=True))
     if not validated:
         best.offer(finished, lambda folder: models.save(folder, tokenizer), ())
-    return _summary(validated, best.publish()) | metrics | seconds.total
+    return _summary(validated, best.publish()) | {"dropped_questions": dropped} | metrics | seconds.total
 
 
 def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) -> Iterator[Program]:
     """The programs that `run` compiles, see parallel/programs.py. Each runs beside all that the others keep."""
-    check_values(config)
+    check(config)
     actor_critic.check_mesh(config, mesh, assumed.model)
     models = actor_critic.Models(config, mesh, assumed.model)
     policy = models.policy.params
@@ -257,6 +250,29 @@ def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) ->
     yield from models.programs(forward, update, held, work)
 
 
+def _questions(config: ml_collections.ConfigDict, tokenizer: Any, template: Template) -> tuple[list[dict], int]:
+    """The questions of the run, and how many of them were dropped because they leave no room (`config.sample.too_long`)."""
+    read = read_many(config.questions, "problem")
+    questions = asked = select_levels(read, config.levels)
+    if config.sample.too_long == "drop":
+        positions, new_tokens = store.load_config(config.init)[1].max_length, config.sample.max_new_tokens
+        longest = min(config.length + 1, positions) - new_tokens
+        prompts = prompts_of(tokenizer, asked, template)
+        questions = [question for question, prompt in zip(asked, prompts, strict=True) if len(prompt) <= longest]
+        if asked and not questions:
+            raise UserError(
+                f"no question of {config.questions} leaves room for config.sample.max_new_tokens={new_tokens} in "
+                f"config.length={config.length} and the model's {positions} positions; raise config.length, or lower "
+                "config.sample.max_new_tokens"
+            )
+    if len(questions) < config.questions_per_step:
+        held = f"{config.questions} holds {len(read)} questions"
+        if len(questions) < len(read):
+            held += f", of which config.levels and config.sample.too_long leave {len(questions)}"
+        raise UserError(f"{held}, fewer than config.questions_per_step={config.questions_per_step}; lower it")
+    return questions, len(asked) - len(questions)
+
+
 def questions_of(step: int, questions: Sequence[dict], config: ml_collections.ConfigDict) -> list[dict]:
     """The questions of a step (from 1): every epoch is shuffled anew, and what does not fill a step is left out of it."""
     per_epoch = len(questions) // config.questions_per_step
@@ -282,16 +298,11 @@ def learn(
                 sums |= models.policy.update(batches, step - 1)
                 share = sum(batch["weights"].sum() for batch in batches)  # of the tokens; the rest is on padding ("slots")
                 sums |= {name: sums[name] / max(share, 1e-8) for name in ("clipped", "approximate_kl")}
-                skip_policy = 0 < config.target_kl < (float(sums["approximate_kl"]) if config.target_kl else 0.0)
+                if config.target_kl:
+                    skip_policy = float(sums["approximate_kl"]) > config.target_kl
             for name, value in sums.items():
                 logged.setdefault(name, []).append(value)
     return {name: float(np.mean([np.asarray(value) for value in values])) for name, values in logged.items()}
-
-
-def inspected(experience: Experience) -> tuple[dict[str, np.ndarray], list[dict]]:
-    """What is kept of a step that went wrong: its arrays, and the rollouts with their texts."""
-    records = [{"problem_id": r.problem["id"], "sample": r.sample, "text": r.text} for r in experience.rollouts]
-    return dict(zip(Experience._fields[1:], experience[1:], strict=True)), records
 
 
 def _drawing(config: ml_collections.ConfigDict, **changes) -> ml_collections.ConfigDict:
@@ -312,9 +323,15 @@ def _summary(validated: validation.Validation | None, best: int) -> dict[str, fl
 
 def check_values(config: ml_collections.ConfigDict) -> None:
     """Raises UserError for values that make no sense, before any file is read: a recipe asks all its stages first."""
-    for name in ("init", "questions"):
+    check(config)
+    actor_critic.check_batches(config, make_mesh(config.mesh))
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """`check_values` for any mesh."""
+    for name, what in (("init", "the model/ folder of a policy"), ("questions", "a file of problem records")):
         if not config[name]:
-            raise UserError(f"config.{name} is empty")
+            raise UserError(f"config.{name} is empty; name {what}")
     choices = {
         "advantage": tuple(ADVANTAGES),
         "loss_mean": MEANS,
@@ -332,9 +349,12 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     for name in ("steps", "questions_per_step", "epochs", "minibatches", "forward_rows", "update_rows", "checkpoint_every"):
         if config[name] < 1:
             raise UserError(f"config.{name}={config[name]} must be at least 1")
-    for name in ("seed", "clip", "clip_value", "value_coef", "value_warmup", "target_kl", "stop_kl"):
+    for name in ("seed", "value_coef", "value_warmup", "target_kl", "stop_kl"):
         if config[name] < 0:
             raise UserError(f"config.{name}={config[name]} must be at least 0")
+    for name in ("reward_scale", "clip", "clip_value", *(("value_coef",) if config.advantage == "gae" else ())):
+        if config[name] <= 0:
+            raise UserError(f"config.{name}={config[name]} must be above 0")
     if not (0 <= config.gamma <= 1 and 0 <= config.lam <= 1):
         raise UserError(f"config.gamma={config.gamma} and config.lam={config.lam} must be from 0 to 1")
     if config.kl.coef < 0 or config.kl.target < 0 or config.kl.horizon <= 0:
@@ -349,8 +369,12 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         raise UserError("config.kl.target adapts a penalty in the reward: set config.kl.coef and config.kl.place=reward")
     if config.stop_kl and not config.kl.coef:
         raise UserError("config.stop_kl needs the reference policy: set config.kl.coef above 0")
+    with naming("config.kl."):
+        store.check("", config.kl.quantize)
     presets.check(config, defaults())
     judge.check(config.reward)
+    if not config.template.endswith(".json"):  # a file says its name itself
+        judge.check_template(config.reward, config.template)
     validation.check(config.validation)
     optimizers.check(config.optimizer)
     with naming("config.value_"):
@@ -362,5 +386,8 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     if config.sample.temperature == 0:
         raise UserError("config.sample.temperature=0 explores nothing; reinforcement learning needs it above 0")
     if config.minibatches > rollouts:
-        raise UserError(f"config.minibatches={config.minibatches} is more than the rollouts of a step")
+        raise UserError(
+            f"config.minibatches={config.minibatches} is more than the {rollouts} rollouts of a step (questions_per_step x "
+            "sample.samples); lower it"
+        )
     lora.check(config)

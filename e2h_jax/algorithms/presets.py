@@ -41,7 +41,7 @@ def ppo() -> dict[str, Any]:
 
 
 def grpo() -> dict[str, Any]:
-    """GRPO (Shao et al. 2024): advantages within a question over their deviation, each response's mean, k3 in the loss.
+    """GRPO (Shao et al. 2024): advantages within a question over their deviation, the loss a mean per response, with k3.
 
     Their coefficient; they drew 64 responses of a question.
     """
@@ -55,7 +55,7 @@ def dr_grpo() -> dict[str, Any]:
 
 
 def rloo() -> dict[str, Any]:
-    """RLOO (Ahmadian et al. 2024): leave-one-out baseline, k1 in the reward, a response weighs by the sum over its tokens."""
+    """RLOO (Ahmadian et al. 2024): leave-one-out baseline, k1 in the reward, the loss sums over a response's tokens."""
     group = {"advantage": "rloo", "whiten_advantages": "none", "questions_per_step": 128, "sample": {"samples": 4}}
     return ppo() | group | {"loss_mean": "slots", "kl": ppo()["kl"] | {"coef": 0.03}}
 
@@ -78,9 +78,10 @@ def check(config: ConfigDict, defaults: ConfigDict) -> None:
     _check_kl(config.kl)
     if config.whiten_rewards != "none" and config.reward_scale != 1:
         raise UserError(
-            f"config.reward_scale={config.reward_scale} does nothing beside config.whiten_rewards={config.whiten_rewards}, "
-            "which divides any factor out again; set one of them back (1.0, none)"
+            f"config.reward_scale={config.reward_scale} is used with config.whiten_rewards=none alone, not with "
+            f"{config.whiten_rewards}; set it to 1.0, or config.whiten_rewards to none"
         )
+    _check_unused(config)
     if config.advantage != "gae":
         _check_group(config, defaults)
     if config.advantage != "grpo" and not config.grpo_std:
@@ -88,6 +89,30 @@ def check(config: ConfigDict, defaults: ConfigDict) -> None:
             f"config.grpo_std=False is of config.advantage=grpo; {config.advantage} divides by no group's deviation: "
             "set it to True"
         )
+
+
+def _check_unused(config: ConfigDict) -> None:
+    """Fields that do nothing because of other ones, whatever the advantage."""
+    if config.target_kl and config.epochs * config.minibatches == 1:
+        raise UserError(
+            f"config.target_kl={config.target_kl} ends a step's later updates, and there is one alone; set it to 0, or "
+            "config.minibatches or config.epochs above 1"
+        )
+    if config.kl.quantize and not config.kl.coef:
+        raise UserError(
+            f"config.kl.quantize={config.kl.quantize} does nothing: there is no reference policy with config.kl.coef=0; "
+            'set it to ""'
+        )
+    if config.kl.quantize and config.lora.rank:
+        raise UserError(
+            f"config.kl.quantize={config.kl.quantize} does nothing with LoRA, whose reference policy is the base; set it to "
+            '"", and config.lora.quantize in its place'
+        )
+    mean = config.entropy.reward_mean
+    if mean != "full" and not config.entropy.reward_coef:
+        raise UserError(f"config.entropy.reward_mean={mean} does nothing with config.entropy.reward_coef=0; set it to full")
+    if config.advantage == "gae" and not config.mask_padding and config.whiten_rewards == config.whiten_advantages == "none":
+        raise UserError("config.mask_padding=False does nothing where nothing is whitened; set it to True")
 
 
 def _check_kl(kl: ConfigDict) -> None:
@@ -108,8 +133,8 @@ def _check_kl(kl: ConfigDict) -> None:
 
 
 def _check_group(config: ConfigDict, defaults: ConfigDict) -> None:
-    name = config.advantage if config.grpo_std else "dr_grpo"
-    preset = f"(configs/rl/{name}.py has all that it needs)"
+    method = "dr_grpo" if config.advantage == "grpo" and not config.grpo_std else config.advantage
+    preset = f"(configs/rl/{method}.py has all that it needs)"
     if config.sample.samples < 2:
         raise UserError(
             f"config.advantage={config.advantage} compares the samples of a question: set config.sample.samples to 2 or more "
@@ -130,6 +155,11 @@ def _check_group(config: ConfigDict, defaults: ConfigDict) -> None:
         raise UserError(
             f"config.mask_padding=False does nothing with config.advantage={config.advantage}, which whitens nothing; "
             "set it to True"
+        )
+    if config.entropy.reward_mean == "merged":
+        raise UserError(
+            f"config.entropy.reward_mean=merged is the same as full with config.advantage={config.advantage}, which looks at "
+            "totals alone; set it to full"
         )
     for name in _OF_VALUE_MODEL:
         unused = dict(_flat(name, defaults[name]))

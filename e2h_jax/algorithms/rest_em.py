@@ -1,8 +1,8 @@
 """ReST-EM: sample solutions, keep the good ones, train on them; a few rounds (Singh et al. 2023, arXiv 2312.06585).
 
 E-step: solutions of every question are drawn from the policy. Where the answer is known, a right final answer is what counts.
-A reward model, if one is named, must give a solution at least `threshold`; the questions whose answers are hidden are in the
-training data by its word alone. Of what is left, at most `per_problem` different solutions a problem are kept.
+A reward model, if one is named, must give a solution at least `threshold`. Solutions of a question whose answer is hidden are
+kept on its score alone. Of what is left, at most `per_problem` different solutions per problem are kept.
 M-step: supervised fine-tuning on them, from the same base every round, or from the round before.
 
 Writes round-1/samples, round-1/scored, round-1/kept.jsonl, round-1/train, round-1/validation …, and model/, the best round's.
@@ -51,7 +51,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
 
     def play(this: Round) -> dict:
         # E-step: which of the policy's solutions are right, as far as answers and reward model can tell.
-        this.draw()
+        drawn = this.draw()
         kept = this.folder / "kept.jsonl"
 
         def keep(_: Path) -> dict:
@@ -64,11 +64,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
                 write_records(kept, [*map(_record, chosen), *_demonstrations(config)])
             return {"drawn": len(solutions), **_counts(chosen)}
 
-        metrics = this.part("kept", keep)
+        metrics = drawn | this.part("kept", keep)
         # M-step: imitate them.
         base = this.model if config.restart == "continue" else config.base or config.init
         train = _training(config, base, this.seed, str(kept))
-        trained = this.part("train", lambda folder: sft.run(train, folder))
+        trained = this.part("train", lambda folder: sft.run(train, folder), "train")
         return {name: metrics[name] for name in metrics if name != "seconds"} | {
             name: trained[name] for name in ("loss", "token_accuracy", "steps", "dropped")
         }
@@ -147,5 +147,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"config.choose={config.choose!r} must be seed or score")
     if config.choose == "score" and not config.reward_model:
         raise UserError("config.choose=score needs config.reward_model, the model/ folder of a reward model")
+    if config.reward_model and config.threshold > 1 and config.aggregation != "mean_odds":
+        raise UserError(f"config.threshold={config.threshold} keeps no solution: scores are at most 1; lower it")
     if config.per_problem < 0:
         raise UserError("config.per_problem must be at least 0 (0 = all)")

@@ -103,8 +103,12 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     loop.fit_length([], config.length, config.too_long, 0)
     if config.label_tokens not in ("all", "end"):
         raise UserError(f"config.label_tokens={config.label_tokens!r} must be all or end")
+    if config.lm_loss < 0:
+        raise UserError(f"config.lm_loss={config.lm_loss} must be at least 0 (0 = off)")
     if not 0 <= config.lm_wrong <= 1:
         raise UserError(f"config.lm_wrong={config.lm_wrong} must be a weight from 0 to 1")
+    if config.lm_wrong and not config.lm_loss:
+        raise UserError(f"config.lm_wrong={config.lm_wrong} does nothing with config.lm_loss=0; set it to 0, or config.lm_loss")
     if config.position_gap < 0:
         raise UserError("config.position_gap must be at least 0")
 

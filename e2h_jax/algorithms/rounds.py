@@ -8,6 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from e2h_jax.algorithms import validation
 from e2h_jax.data.records import has_answer, read_many
 from e2h_jax.data.storage import write_json
 from e2h_jax.data.templates import get_template
+from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError, naming, nearest
 from e2h_jax.evaluation.voting import AGGREGATIONS, aggregate
 from e2h_jax.grading.pool import GradingPool
@@ -35,6 +37,7 @@ from e2h_jax.sampling import sample
 from e2h_jax.training import loop
 
 Metrics = dict[str, Any]
+FILLED = ("mesh", "init", "template", "seed", "written_in", "validation")  # not of a part: the loop has them, or fills them in
 
 
 def without(config: ml_collections.ConfigDict, *fields: str) -> ml_collections.ConfigDict:
@@ -121,6 +124,10 @@ def check_files(config: ml_collections.ConfigDict) -> None:
             f"config.questions={config.questions}: every answer is hidden, so that only a reward model can tell good "
             "solutions from bad ones; set config.reward_model"
         )
+    if config.validation.problems:
+        problems, positions = read_many(config.validation.problems, "problem"), store.load_config(config.init)[1].max_length
+        written = get_template(config.template)
+        validation.check_room(problems, load_tokenizer(config.init), written, positions, config.sample)
 
 
 @dataclass(frozen=True)
@@ -146,18 +153,22 @@ class Round:
     model: str
     pool: GradingPool
 
-    def part(self, name: str, run: Callable[[Path], Metrics]) -> Metrics:
+    def part(self, name: str, run: Callable[[Path], Metrics], group: str = "") -> Metrics:
         """See `part`, of this round."""
-        return part(self.folder, name, run)
+        return part(self.folder, name, run, group)
 
-    def draw(self) -> None:
-        """Samples solutions of the questions, and scores them with the reward model if there is one: two parts."""
+    def draw(self) -> Metrics:
+        """Samples solutions of the questions, and scores them with the reward model if there is one: two parts.
+
+        Returns what to log: how many questions were dropped because they leave no room.
+        """
         config = self.config
         drawing = _drawing(config, self.model, self.seed)
-        self.part("samples", lambda folder: sample.run(drawing, folder))
+        sampled = self.part("samples", lambda folder: sample.run(drawing, folder), "sample")
         if config.reward_model:
             scoring = _scoring(config, str(self.folder / "samples"))
-            self.part("scored", lambda folder: score.run(scoring, folder))
+            self.part("scored", lambda folder: score.run(scoring, folder), "score")
+        return {"dropped_questions": sampled.get("dropped", 0)}  # 0.1.0 dropped none
 
     def solutions(self) -> list[Solution]:
         """What was drawn, graded, in the order of the questions."""
@@ -228,19 +239,21 @@ def distinct(solutions: Iterable[Solution]) -> dict[str, list[Solution]]:
     return {problem: list(texts.values()) for problem, texts in found.items()}
 
 
-def part(folder: Path, name: str, run: Callable[[Path], Metrics]) -> Metrics:
+def part(folder: Path, name: str, run: Callable[[Path], Metrics], group: str = "") -> Metrics:
     """What `run(folder / name)` returned, which is run unless it has finished already, and "seconds".
 
-    `folder/name.json`, which says so, is written last: whole or not at all.
+    `folder/name.json`, which says so, is written last: whole or not at all. `group`: in config.<group> are the fields of `run`.
     """
     marker = folder / f"{name}.json"
     done = marker.exists()
     if not done:
         began = time.perf_counter()
         try:
-            metrics = run(folder / name)
+            with naming(f"config.{group}.", FILLED) if group else nullcontext():
+                metrics = run(folder / name)
         except UserError as error:  # of a stage that does not know where it is at work
-            raise UserError(f"{folder.name}/{name}: {error}") from error
+            told = str(error).replace("config.written_in", "config.template")
+            raise UserError(f"{folder.name}/{name}: {told}") from error
         hosts.wait(str(marker))  # for the other processes' shards
         if jax.process_index() == 0:
             write_json(marker, {**metrics, "seconds": round(time.perf_counter() - began, 3)})
@@ -276,7 +289,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, play: Callable[[Round]
                 hosts.wait(f"{folder} sampled")
                 return validations.record(number, {r["problem_id"]: r["text"] for r in read_many(folder, "sample")})
 
-            return part(workdir / f"round-{number}", "validation", solve)
+            return part(workdir / f"round-{number}", "validation", solve, "sample")
 
         model = config.init
         if before := validate(0, model):

@@ -10,7 +10,7 @@ A step that is recorded again, because the run was resumed from before it, takes
 
 import json
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ from jax.experimental import multihost_utils
 from e2h_jax.data.levels import EASY_LEVELS, HARD_LEVELS, check_levels, group_of
 from e2h_jax.data.records import has_answer, json_lines, read_many
 from e2h_jax.data.storage import write_json, write_records, write_text
-from e2h_jax.data.templates import get_template
-from e2h_jax.errors import UserError, nearest
+from e2h_jax.data.templates import Template, get_template
+from e2h_jax.errors import UserError, naming, nearest
 from e2h_jax.grading.pool import GradingPool
 from e2h_jax.parallel import hosts
+from e2h_jax.sampling.prompts import fitting, prompts_of
 
 VERDICTS = ("correct", "wrong", "undecided")
 
@@ -47,6 +48,18 @@ def check(config: ml_collections.ConfigDict) -> None:
     if config.every < 1 or config.shown < 0:
         raise UserError("config.validation.every must be at least 1 and config.validation.shown at least 0")
     check_levels(config.easy_levels, config.hard_levels, "config.validation")
+
+
+def check_room(
+    problems: Sequence[Mapping], tokenizer: Any, template: Template, positions: int, drawing: ml_collections.ConfigDict
+) -> None:
+    """Raises UserError for a problem that leaves no room for a solution in the policy's `positions`.
+
+    `drawing`: `config.sample` of the run.
+    """
+    prompts = prompts_of(tokenizer, problems, template)
+    with naming("config.sample.", outside=("validation",)):
+        fitting(problems, prompts, positions, drawing.max_new_tokens, "error", validation=True)
 
 
 class Validation:

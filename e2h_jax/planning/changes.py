@@ -123,6 +123,8 @@ def _smaller(plan: Planned, topology: Topology) -> Iterator[Change]:
 
 def _frozen(plan: Planned, topology: Topology) -> Iterator[Change]:
     names = [name for name in _FROZEN.get(plan.stage, ()) if not _get(plan, name)]
+    if plan.stage == "ppo" and (plan.config.lora.rank or not plan.config.kl.coef):  # no reference policy of its own
+        names = [name for name in names if name != "kl.quantize"]
     if names:
         yield Change(dict.fromkeys(names, "int8"), topology)
 

@@ -56,8 +56,19 @@ def check(config: ConfigDict) -> None:
         raise UserError('config.reward.model is empty; name the model/ folder of a reward model, or set process to "none"')
     if config.read_at and config.read_at not in READ_AT:
         raise UserError(f'config.reward.read_at="{config.read_at}" is unknown{nearest(config.read_at, READ_AT)}')
+    if config.row_length < 0 or config.tokens_per_batch < 1:
+        raise UserError(
+            f"config.reward.row_length={config.row_length} must be at least 0 (0 = all of the model's positions), and "
+            f"config.reward.tokens_per_batch={config.tokens_per_batch} at least 1"
+        )
     with naming("config.reward."):
         store.check(config.dtype, config.quantize)
+
+
+def check_template(config: ConfigDict, name: str) -> None:
+    """Raises UserError if `config.rules` cannot read rollouts in the template of this name."""
+    if config.rules == "original" and name != "e2h":
+        raise UserError(f'config.reward.rules="original" knows the template e2h only, not {name}; use "corrected"')
 
 
 class Judge:
@@ -75,10 +86,9 @@ class Judge:
           UserError: settings that make no sense, or a reward model that cannot be read, or not with this policy.
         """
         check(config)
+        check_template(config, template.name)
         self._config, self._tokenizer, self._template = config, policy_tokenizer, template
         self._original = config.rules == "original"
-        if self._original and template.name != "e2h":
-            raise UserError(f'config.reward.rules="original" knows the template e2h only, not {template.name}; use "corrected"')
         self._model = None if config.process == "none" else _RewardModel(config, mesh)
         if self._original and self._model:
             self._newline = original.newline_token(policy_tokenizer)
@@ -199,10 +209,9 @@ def load_scorer(config: ConfigDict, mesh: Mesh, folder: Path | store.Described) 
     kind, stored = store.load_config(folder)
     if kind != "reward":
         raise UserError(f"config.reward.model={config.model} holds a {kind} model where a reward model is needed")
-    if not 0 <= config.row_length <= stored.max_length or config.tokens_per_batch < 1:
+    if config.row_length > stored.max_length:
         raise UserError(
-            f"config.reward.row_length={config.row_length} must be from 0 to the model's {stored.max_length} positions, "
-            f"and tokens_per_batch={config.tokens_per_batch} at least 1"
+            f"config.reward.row_length={config.row_length} is more than the model's {stored.max_length} positions; lower it"
         )
     with naming("config.reward."):
         store.check(config.dtype, config.quantize)

@@ -17,9 +17,16 @@ def prompts_of(tokenizer: Any, problems: Sequence[Mapping], template: Template) 
 
 
 def fitting(
-    problems: Sequence[Mapping], prompts: Sequence[np.ndarray], positions: int, new_tokens: int, too_long: str
+    problems: Sequence[Mapping],
+    prompts: Sequence[np.ndarray],
+    positions: int,
+    new_tokens: int,
+    too_long: str,
+    validation: bool = False,
 ) -> tuple[list[Mapping], list[np.ndarray]]:
     """The problems, and their prompts, that `positions` hold with `new_tokens` more.
+
+    `validation`: they are validation problems, which no field drops.
 
     Raises:
       UserError: for one that does not fit where `too_long` is "error", and when none does.
@@ -27,11 +34,13 @@ def fitting(
     fits = [len(prompt) + new_tokens <= positions for prompt in prompts]
     if not all(fits) and (too_long == "error" or not any(fits)):
         longest = max(range(len(problems)), key=lambda place: len(prompts[place]))
-        drop = ", or leave such problems out (config.too_long=drop)" if any(fits) else ""
+        what, drop = "problem", ", or leave such problems out (config.too_long=drop)" if any(fits) else ""
+        if validation:
+            what, drop = "validation problem", ", or take such ones out of config.validation.problems"
         raise UserError(
             f"a prompt of {len(prompts[longest])} tokens and config.max_new_tokens={new_tokens} exceed the model's {positions} "
-            f'positions (problem "{problems[longest]["id"]}", the longest of {fits.count(False):,} such ones of {len(fits)}); '
-            f"lower max_new_tokens{drop}"
+            f'positions ({what} "{problems[longest]["id"]}", the longest of {fits.count(False):,} too long ones among '
+            f"{len(fits):,}); lower max_new_tokens{drop}"
         )
     kept = [place for place, fit in enumerate(fits) if fit]
     return [problems[place] for place in kept], [prompts[place] for place in kept]

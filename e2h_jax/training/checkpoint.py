@@ -22,7 +22,7 @@ from e2h_jax.parallel import hosts
 
 
 class _Later:
-    """What Orbax awaits in the background; a coroutine would complain if it never does, as something else has failed."""
+    """An awaitable for Orbax. A coroutine object would warn if it were never awaited, as after a failed save."""
 
     def __init__(self, function: Callable[[], Coroutine]):
         self._function = function

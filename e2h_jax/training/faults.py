@@ -93,7 +93,8 @@ def check_finite(
     if records:
         write_records(path.with_suffix(".jsonl"), records)
     what = bad.replace("_", " ").replace("grad norm", "gradient's norm")
+    rate = f"config.{'value_' if bad.startswith('value_') else ''}optimizer.learning_rate"
     raise UserError(
-        f"the {what} is {float(np.asarray(metrics[bad]))} at step {step}; lower config.optimizer.learning_rate and start in a "
-        f"fresh workdir; the step's batch is kept in {path}"
+        f"the {what} is {float(np.asarray(metrics[bad]))} at step {step}; lower {rate} and start in a fresh workdir; the "
+        f"step's batch is kept in {path}"
     )

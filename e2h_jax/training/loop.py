@@ -186,7 +186,7 @@ def train(
 
 
 def _log(writer: MetricsWriter, bar: tqdm, step: int, metrics: Batch, tokens: list, began: float) -> dict[str, float]:
-    """Logs a step that has ended; `tokens` are those of all steps up to it, and become one number."""
+    """Logs a step that has ended; `tokens`: counts of all steps so far; they are summed in place."""
     values = {name: float(np.asarray(value)) for name, value in metrics.items() if name != "tokens"}
     tokens[:] = [sum(map(int, tokens))]
     values["tokens_per_second"] = rate = tokens[0] / (time.perf_counter() - began)
@@ -234,6 +234,8 @@ def _check_same_data(workdir: Path, examples: Sequence[Example]) -> None:
 def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     """Raises UserError for sizes below 1, a batch that the microbatches and the mesh do not divide, and a bad optimiser."""
     optimizers.check(config.optimizer)
+    if config.get("seed", 0) < 0:  # ReST-EM and DPO fill in a seed per round
+        raise UserError(f"config.seed={config.seed} must be at least 0")
     for name in ("epochs", "batch_size", "microbatches", "log_every", "checkpoint_every"):
         if config[name] < 1:
             raise UserError(f"config.{name}={config[name]} must be at least 1")
@@ -261,8 +263,6 @@ def fit(
 
     Raises UserError for sizes below 1, and a batch that the microbatches and the mesh do not divide.
     """
-    if config.seed < 0:
-        raise UserError(f"config.seed={config.seed} must be at least 0")
     check(config, mesh)
     _check_same_data(workdir, examples)
     dataset, steps = packed_batches(

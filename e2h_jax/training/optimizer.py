@@ -62,8 +62,8 @@ def parameter_name(path) -> str:
 def make_optimizer(config, steps: int, params) -> optax.GradientTransformation:
     """AdamW of `config` (see `defaults`) for `params` (a pytree of nnx.Params or their shapes).
 
-    The learning rate follows `schedule` over `steps`: at the `step` that `update` is told (from 0), or else at its own count
-    of updates. Who makes several updates in a step, or none in some, tells it.
+    The learning rate follows `schedule` over `steps`: at the `step` passed to `update` (from 0), or else at its own count of
+    updates. A caller with several updates per step, or with none in some steps, passes `step`.
 
     Raises UserError as `check` does, when a `freeze` pattern matches no parameter, or all of them are frozen.
     """

@@ -13,6 +13,8 @@ from e2h_jax.algorithms.dpo import LOSSES, pair_example, pair_loss, preference_l
 from e2h_jax.algorithms.rounds import Solution
 from e2h_jax.data.batches import packed_batches
 from e2h_jax.data.records import json_lines
+from e2h_jax.data.storage import write_records
+from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError
 from e2h_jax.models import store
 from e2h_jax.models.attention import packed_causal
@@ -260,6 +262,18 @@ def test_a_solution_that_did_not_end_is_only_rejected_and_wins_are_shares():
     assert (pair["chosen"]["win"], pair["rejected"]["stopped"]) == (0.9, False)
 
 
+@pytest.mark.usefixtures("on_one_device")
+def test_only_what_ended_by_itself_has_an_end(tmp_path, configured, bandit):
+    problem = {"id": "p", "question": "a=1", "answer": "4", "level": 1}
+    sides = {name: {"text": "# Answer\n\n4", "stopped": name == "chosen", "win": 0.5} for name in ("chosen", "rejected")}
+    write_records(tmp_path / "pairs.jsonl", [{"problem": problem} | sides])
+    training = rounds.complete(configured(dpo).train, seed=0, mesh=(1, 1, 1), init=bandit.policy)
+    (example,), dropped = dpo._examples(training, tmp_path / "pairs.jsonl", "e2h")
+    eos = load_tokenizer(bandit.policy).eos_token_id
+    chosen, rejected = (example["targets"][(example["half"] == half) & (example["response"] > 0)].tolist() for half in (0, 1))
+    assert dropped == 0 and chosen == [*rejected, eos]
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     return tmp_path_factory.mktemp("dpo")
@@ -344,6 +358,7 @@ def test_a_killed_run_ends_in_the_same_bytes_with_lora_and_the_first_policy_as_r
         ({"score__template": "e2hh"}, "did you mean \"e2h\""),
         ({"aggregation": "mean_odds"}, "no score in"),
         ({"margin": -1.0}, "must be at least 0"),
+        ({"margin": 2.0}, "config.margin=2.0 leaves no pair: scores are at most 2; set it below 2"),
         ({"questions": ""}, "config.questions is empty"),
         ({"train__microbatches": 3}, "^config.train.batch_size=4 does not divide by 3 = config.train.microbatches"),
     ],
@@ -356,6 +371,13 @@ def test_mistakes_are_told_before_anything_is_drawn(tmp_path, configured, fields
 
 
 @pytest.mark.usefixtures("on_one_device")
+def test_a_pair_that_is_too_long_names_the_fields_of_the_loop(tmp_path, configured):
+    fields = {"train__length": 8, "train__too_long": "error", "margin": 0.5, "validation__problems": ""}
+    with pytest.raises(UserError, match=r"longer than config\.train\.length=8, .* set config\.train\.too_long=drop"):
+        dpo.run(configured(dpo, **fields), tmp_path)
+
+
+@pytest.mark.usefixtures("on_one_device")
 def test_no_pair_is_told(tmp_path, configured):
     with pytest.raises(UserError, match=r"^round-1/pairs: 96 solutions make no pair; lower config.margin"):
-        dpo.run(configured(dpo, margin=2.0, margin_hidden=1.0, validation__problems=""), tmp_path)
+        dpo.run(configured(dpo, margin=1.9999, margin_hidden=1.0, validation__problems=""), tmp_path)

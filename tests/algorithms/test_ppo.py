@@ -15,6 +15,8 @@ import pytest
 from flax import nnx
 
 from e2h_jax.algorithms import ppo, presets
+from e2h_jax.data.records import read_many
+from e2h_jax.data.storage import write_records
 from e2h_jax.errors import UserError
 from e2h_jax.models import store
 from e2h_jax.parallel.mesh import make_mesh
@@ -178,7 +180,9 @@ def test_told_to_stop_before_the_updates_it_gives_the_step_up(bandit, monkeypatc
     """While the judge is at work on step 2, then during step 3's forward passes; the KL coefficient has not moved on either."""
     config = config_of(bandit, steps=3, kl__target=0.1, kl__horizon=100, checkpoint_every=100, validation__problems="")
     ppo.run(config, tmp_path / "whole")
-    assert len({line["kl_coef"] for line in metrics(tmp_path / "whole")[1:]}) == 3  # it adapts
+    logged = metrics(tmp_path / "whole")
+    assert [line["step"] for line in logged] == [1, 2, 3]  # nothing is known of step 0
+    assert len({line["kl_coef"] for line in logged}) == 3  # it adapts
 
     def told_in(module, name, call):
         """Sends SIGTERM to this process within that call of a function; nothing may be learnt after it."""
@@ -213,7 +217,8 @@ def test_the_rollouts_of_a_step_that_is_not_finite_are_kept(bandit, monkeypatch,
         return learn(experience, models, config, step) | ({"value_loss": float("nan")} if step == 5 else {})
 
     monkeypatch.setattr(ppo, "learn", breaks)
-    with pytest.raises(UserError, match=r"the value loss is nan at step 5; .* is kept in (\S+)nan/step-5.npz"):
+    told = r"the value loss is nan at step 5; lower config.value_optimizer.learning_rate .* is kept in (\S+)nan/step-5.npz"
+    with pytest.raises(UserError, match=told):
         ppo.run(config_of(bandit), tmp_path)
     kept, records = np.load(tmp_path / "nan" / "step-5.npz"), [*map(json.loads, open(tmp_path / "nan" / "step-5.jsonl"))]
     assert len(records) == 4 * 32 == len(kept["advantages"]) and records[0].keys() == {"problem_id", "sample", "text"}
@@ -275,15 +280,17 @@ def test_eight_devices_are_one(bandit, whole, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"init": ""}, "config.init is empty"),
+        ({"init": ""}, "config.init is empty; name the model/ folder"),
         ({"advantage": "gea"}, 'gea.*did you mean "gae"'),
         ({"advantage": "grpo", "sample__samples": 1}, "config.sample.samples"),
-        ({"questions_per_step": 5}, "holds 4 questions"),
+        ({"questions_per_step": 5}, "holds 4 questions, fewer than config.questions_per_step=5"),
+        ({"levels": (1,)}, r"holds 4 questions, of which config.levels and config.sample.too_long leave 2, fewer than"),
+        ({"length": 8, "sample__too_long": "drop"}, r"no question of .* in config.length=8 and the model's 64 positions"),
         ({"sample__temperature": 0.0, "sample__samples": 1}, "explores nothing"),
         ({"kl__target": 0.1, "kl__coef": 0.0}, "config.kl.target"),
         ({"stop_kl": 1.0, "kl__coef": 0.0}, "config.stop_kl"),
         ({"length": 8}, "config.length=8"),
-        ({"minibatches": 129}, "config.minibatches=129"),
+        ({"minibatches": 129}, "config.minibatches=129 is more than the 128 rollouts of a step"),
         ({"reward__process": "min"}, "config.reward.model is empty"),
         ({"length": 10}, "11 tokens, more than config.length=10"),  # before a rollout is that long
         ({"lam": 1.5}, "config.lam=1.5 must be from 0 to 1"),
@@ -297,11 +304,52 @@ def test_eight_devices_are_one(bandit, whole, tmp_path):
         ({"sample__rows": 0}, "config.sample.rows"),
         ({"sample__max_new_tokens": 100}, "config.sample.max_new_tokens=100 exceed"),
         ({"value_optimizer__b2": 1.0}, "config.value_optimizer.b2=1.0"),
+        ({"reward_scale": -1.0}, "config.reward_scale=-1.0 must be above 0"),
+        ({"reward_scale": 0.0}, "config.reward_scale=0.0 must be above 0"),
+        ({"clip": 0.0}, "config.clip=0.0 must be above 0"),
+        ({"clip_value": 0.0}, "config.clip_value=0.0 must be above 0"),
+        ({"value_coef": 0.0}, "config.value_coef=0.0 must be above 0"),
     ],
 )
 def test_mistakes(bandit, tmp_path, fields, message):
     with pytest.raises(UserError, match=message):
         ppo.run(config_of(bandit, **fields), tmp_path)
+
+
+def test_questions_without_room_are_dropped_and_counted_and_validation_problems_are_told(bandit, tmp_path):
+    questions = read_many(bandit.validation, "problem")
+    write_records(tmp_path / "long.jsonl", [*questions, questions[0] | {"id": "long", "question": "a=" + "1+" * 80}])
+    fields = {"questions": str(tmp_path / "long.jsonl"), "sample__too_long": "drop", "validation__problems": ""}
+    config = config_of(bandit, steps=1, **fields)
+    assert ppo.run(config, tmp_path / "out")["dropped_questions"] == 1
+    config.unlock().validation.problems = str(tmp_path / "long.jsonl")
+    told = (
+        r'config.sample.max_new_tokens=6 exceed the model\'s 64 positions \(validation problem "long", the longest of 1 too '
+        r"long ones among 5\); lower max_new_tokens, or take such ones out of config.validation.problems$"
+    )
+    with pytest.raises(UserError, match=told):
+        ppo.run(config, tmp_path / "told")
+
+
+def test_a_cold_run_with_a_judge_seen_from_outside(bandit, monkeypatch, tmp_path):
+    """At another temperature than 1, the value model from the reward model, and an update that breaks the policy."""
+    drawn, draw, loaded, load = [], ppo.Sampler.draw, [], ppo.lora.load
+    monkeypatch.setattr(ppo.Sampler, "draw", lambda self, *some: drawn.append(some[1:]) or draw(self, *some))
+    monkeypatch.setattr(ppo.lora, "load", lambda *some: loaded.append(tuple(map(str, some[2:]))) or load(*some))
+    config = config_of(bandit, steps=2, minibatches=1, sample__temperature=0.7, value_init="", optimizer__learning_rate=1.0)
+    config.reward.update({"process": "min", "model": bandit.reward, "row_length": 64, "tokens_per_batch": 512})
+    config.kl.update({"target": 0.1, "horizon": 1000})
+    config.validation.unlock().update({"every": 1, "shown": 4, "metric": ""})
+    ppo.run(config, tmp_path)
+    assert loaded == [("policy", bandit.policy), ("reward", bandit.reward)]
+    first, second = metrics(tmp_path)[1:]
+    assert abs(first["kl"]) < 1e-5 and first["sampler_trainer_difference"] < 1e-4
+    assert second["kl_coef"] == pytest.approx(1e-3 * (1 - 0.2 * 128 / 1000))  # by all rollouts, not by the questions
+    # Every step draws other samples, and a step's validation has the policy as the step left it.
+    assert [list(samples) for samples, *told in drawn if told] == [list(range(32)), list(range(32, 64))]
+    shown = [json.loads(line)["shown"] for line in open(tmp_path / "validation.jsonl")]
+    texts = [[solution["text"] for solution in solutions.values()] for solutions in shown]
+    assert len(texts) == 3 and texts[0] != texts[1]
 
 
 @pytest.mark.parametrize(

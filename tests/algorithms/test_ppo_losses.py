@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from e2h_jax.algorithms import ppo
-from e2h_jax.algorithms.actor_critic import Models, policy_loss, value_loss
+from e2h_jax.algorithms.actor_critic import Models, policy_loss, value_loss, value_source
 from e2h_jax.algorithms.advantages import KL_ESTIMATORS, penalised_rewards
-from e2h_jax.algorithms.experience import Forward, forward_all, log_of
+from e2h_jax.algorithms.experience import Experience, Forward, forward_all, inspected, log_of
 from e2h_jax.data.rollout import Rollout, pack
 from e2h_jax.errors import UserError
 
@@ -277,6 +277,31 @@ def test_updates_are_told_the_step_of_the_run_whatever_was_skipped():
     assert told == {"policy": [3, 4, 5], "value": [step for step in range(6) for _ in range(4)]}
 
 
+def test_every_pass_takes_all_rollouts_once_in_an_order_of_its_own():
+    """Minibatches of one rollout each, told by its advantages; the passes of a step and the steps differ in their order."""
+    experience = experience_of(LENGTHS)
+    marks = experience.mask * np.arange(1, 6, dtype=np.float32)[:, None]
+    taken = []
+
+    def update(batches, step):
+        (mark,) = {value for batch in batches for value in batch["advantages"][batch["weights"] > 0].tolist()}
+        taken.append(int(mark))
+        return {"clipped": 0.0, "approximate_kl": 0.0}
+
+    models = SimpleNamespace(value=None, policy=SimpleNamespace(update=update))
+    config = config_of(minibatches=5, epochs=3, length=16)
+    for step in (1, 2):
+        ppo.learn(experience._replace(advantages=marks), models, config, step)
+    passes = [taken[start : start + 5] for start in range(0, 30, 5)]
+    assert all(sorted(one) == [1, 2, 3, 4, 5] for one in passes) and len(set(map(tuple, passes))) == 6
+
+
+def test_where_the_value_model_starts():
+    for reward, value, expected in (("judge", "", "judge"), ("judge", "own", "own"), ("", "", "policy")):
+        config = config_of(init="policy", value_init=value, reward__model="judge", reward__process="min" if reward else "none")
+        assert value_source(config) == expected
+
+
 class Known:
     """Models that know what they say of each response token; nothing is computed."""
 
@@ -343,6 +368,12 @@ def test_experience_without_value_model_and_reference():
     np.testing.assert_array_equal(experience.advantages, [[1, 1, 1, 0], [0] * 4, [-1, 0, 0, 0], [0] * 4])
     assert not experience.returns.any()
     assert metrics == {"reward": 11 / 4, "entropy": 1.0, "kl_coef": 0.0}
+
+
+def test_the_experience_of_a_step_that_went_wrong_is_kept():
+    arrays, records = inspected(experience := experience_of(LENGTHS))
+    assert list(arrays) == ["mask", *Experience.ARRAYS] and all(arrays[n] is getattr(experience, n) for n in arrays)
+    assert records[3] == {"problem_id": "3", "sample": 0, "text": ""} and len(records) == 5
 
 
 def test_the_log_tells_a_good_value_model_from_a_bad_one():

@@ -116,9 +116,10 @@ def test_every_combination_of_estimate_and_place_of_the_kl():
 @pytest.mark.parametrize(
     "fields",
     [
-        {"gamma": 0.99}, {"lam": 0.95}, {"clip_value": 0.0}, {"value_coef": 1.0}, {"value_init": "model"}, {"value_warmup": 1},
+        {"gamma": 0.99}, {"lam": 0.95}, {"clip_value": 0.1}, {"value_coef": 1.0}, {"value_init": "model"}, {"value_warmup": 1},
         {"value_optimizer": {"learning_rate": 1e-3}}, {"value_optimizer": {"freeze": ("norm",)}}, {"mask_padding": False},
-        {"sample": {"samples": 1}}, {"whiten_advantages": "batch"}, {"whiten_rewards": "scale"}, {"whiten_rewards": "original"},
+        {"entropy": {"reward_mean": "merged", "reward_coef": 0.1}}, {"sample": {"samples": 1}},
+        {"whiten_advantages": "batch"}, {"whiten_rewards": "scale"}, {"whiten_rewards": "original"},
     ],
     ids=str,
 )  # fmt: skip
@@ -126,7 +127,7 @@ def test_what_undoes_a_group_estimator_or_does_nothing_beside_it(preset, fields)
     said = refusal(config_of(preset(), fields))
     name, value = next(iter(fields.items()))
     if isinstance(value, dict):
-        (field, value), = value.items()
+        field, value = next(iter(value.items()))
         name = f"{name}.{field}"
     assert f"config.{name}" in said and "set " in said
     assert not refusal(config_of(presets.ppo(), fields))  # with a value model it is a choice
@@ -138,11 +139,17 @@ def test_what_undoes_a_group_estimator_or_does_nothing_beside_it(preset, fields)
         ((presets.rloo(), {"grpo_std": False}), r"config.grpo_std=False is of config.advantage=grpo.*set it to True"),
         (({"grpo_std": False},), r"config.grpo_std=False is of config.advantage=grpo.*set it to True"),
         ((presets.grpo(), {"reward_scale": 50.0}), r"config.reward_scale=50.0 does nothing.*config.grpo_std to False"),
-        (({"whiten_rewards": "scale", "reward_scale": 2.0},), r"config.reward_scale=2.0 does nothing.*whiten_rewards=scale"),
-        ((presets.paper(), {"reward_scale": 50.0}), r"config.reward_scale=50.0 does nothing.*whiten_rewards=original"),
+        (({"whiten_rewards": "scale", "reward_scale": 2.0},), r"config.reward_scale=2.0 is used with .* not with scale; set"),
+        ((presets.paper(), {"reward_scale": 50.0}), r"config.reward_scale=50.0 is used .* not with original; set it to 1.0"),
         (({"advantage": "grpo"},), r"configs/rl/grpo.py"),
         (({"advantage": "grpo", "grpo_std": False},), r"configs/rl/dr_grpo.py"),
         (({"advantage": "rloo"},), r"configs/rl/rloo.py"),
+        (({"advantage": "rloo", "grpo_std": False},), r"configs/rl/rloo.py"),
+        (({"mask_padding": False, "whiten_advantages": "none"},), r"config.mask_padding=False does nothing.*set it to True"),
+        (({"target_kl": 0.1, "minibatches": 1},), r"config.target_kl=0.1 ends .*set it to 0, or config.minibatches"),
+        (({"kl": {"quantize": "int8", "coef": 0.0}},), r"config.kl.quantize=int8 does nothing.*config.kl.coef=0; set it"),
+        (({"kl": {"quantize": "int8"}, "lora": {"rank": 4}},), r"config.kl.quantize=int8 does nothing.*config.lora.quantize"),
+        (({"entropy": {"reward_mean": "none"}},), r"config.entropy.reward_mean=none does nothing.*set it to full"),
     ],
 )
 def test_what_does_nothing_is_refused_with_its_remedy(settings, message):
@@ -150,6 +157,49 @@ def test_what_does_nothing_is_refused_with_its_remedy(settings, message):
         presets.check(config_of(*settings), ppo.defaults())
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"mask_padding": False},
+        {"mask_padding": False, "whiten_advantages": "none", "whiten_rewards": "scale"},
+        {"target_kl": 0.1, "minibatches": 1, "epochs": 2},
+        {"target_kl": 0.1},
+        {"minibatches": 1},
+        {"kl": {"quantize": "int8"}},
+        {"lora": {"rank": 4, "quantize": "int8"}},
+        {"entropy": {"reward_mean": "merged", "reward_coef": 0.1}},
+    ],
+    ids=str,
+)
+def test_what_has_an_effect_is_a_choice(fields):
+    assert not refusal(config_of(fields))
+
+
 @pytest.mark.parametrize("preset", [presets.dr_grpo, presets.rloo])
 def test_a_factor_of_the_rewards_is_a_choice_where_nothing_divides_it_out(preset):
     assert not refusal(config_of(preset(), {"reward_scale": 50.0}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kl__quantize": "int4"}, "config.kl.quantize='int4'"),
+        ({"forward_rows": 30}, "config.forward_rows=30 does not divide by 8"),
+        ({"update_rows": 12}, "config.update_rows=12 does not divide by 8"),
+        ({"sample__rows": 12}, "config.sample.rows=12 does not divide by 8"),
+        ({"reward__row_length": -1}, "config.reward.row_length=-1 must be at least 0"),
+        ({"reward__tokens_per_batch": 0}, "config.reward.tokens_per_batch=0 at least 1"),
+        ({"template": "qwen_boxed", "reward__rules": "original", "reward__format": "none"}, "template e2h only, not qwen"),
+        ({"seed": -1}, "config.seed=-1"),
+    ],
+)
+def test_what_a_recipe_refuses_before_its_first_stage(fields, message):
+    config = ppo.defaults().unlock()
+    config.update({"init": "not/there/yet", "questions": "neither"})
+    config.reward.process = "none"
+    ppo.check_values(config)
+    for name, value in fields.items():
+        group, _, field = name.rpartition("__")
+        (config[group] if group else config)[field] = value
+    with pytest.raises(UserError, match=message):
+        ppo.check_values(config)

@@ -187,12 +187,43 @@ def test_continue_starts_from_the_round_before_and_demonstrations_are_mixed_in(r
         ({"base": "nowhere"}, "nowhere holds no model"),
         ({"demonstrations": "nowhere.jsonl"}, "nowhere.jsonl"),
         ({"validation__metric": "level_2"}, "config.validation.metric='level_2' is unknown"),
+        ({"threshold": 1.1}, "config.threshold=1.1 keeps no solution"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_drawn(tmp_path, configured, fields, message):
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
         rest_em.run(configured(rest_em, **fields), tmp_path)
     assert not list(tmp_path.glob("round-*"))
+
+
+def test_a_mistake_in_a_part_names_the_fields_of_the_loop(tmp_path, configured):
+    config = configured(rest_em, score__row_length=4, validation__problems="", sample__samples=2)
+    told = r"^round-1/scored: .* more than config\.score\.row_length=4 .*; raise it, or set config\.score\.too_long=zero"
+    with pytest.raises(UserError, match=told):
+        rest_em.run(config, tmp_path)
+
+    def fails(folder):
+        raise UserError("config.length is not config.mesh, config.init, config.seed, config.template or config.written_in")
+
+    told = "config.train.length is not config.mesh, config.init, config.seed, config.template or config.template"
+    with pytest.raises(UserError, match=f"/part: {told}$"):
+        rounds.part(tmp_path, "part", fails, "train")
+    with pytest.raises(UserError, match="/part: config.length is not"):
+        rounds.part(tmp_path, "part", fails)
+
+
+def test_questions_without_room_are_counted_and_validation_problems_told_first(tmp_path, configured, bandit, monkeypatch):
+    questions = read_many(bandit.validation, "problem")
+    write_records(tmp_path / "long.jsonl", [*questions, questions[0] | {"id": "long", "question": "a=" + "1+" * 80}])
+    config = configured(rest_em, validation__problems=str(tmp_path / "long.jsonl"))
+    told = r'\(validation problem "long", .*\); lower max_new_tokens, or take such ones out of config.validation.problems$'
+    with pytest.raises(UserError, match=f"config.sample.max_new_tokens=8 exceed .*{told}"):
+        rest_em.run(config, tmp_path / "told")
+    assert not list((tmp_path / "told").glob("round-*"))
+    monkeypatch.setattr(rounds.sample, "run", lambda drawing, folder: {"dropped": 3})
+    this = rounds.Round(configured(rest_em, reward_model=""), 1, tmp_path / "round-1", 0, bandit.policy, None)
+    (tmp_path / "round-1").mkdir()
+    assert this.draw() == {"dropped_questions": 3}
 
 
 def test_questions_without_answers_need_a_reward_model(tmp_path, configured):
@@ -205,4 +236,4 @@ def test_a_policy_is_no_reward_model_and_nothing_kept_is_told(tmp_path, configur
     with pytest.raises(UserError, match="holds a policy model where a reward model is needed"):
         rest_em.run(configured(rest_em, reward_model=bandit.policy), tmp_path)
     with pytest.raises(UserError, match="of 96 solutions none is kept; lower config.threshold"):
-        rest_em.run(configured(rest_em, threshold=1.1, validation__problems=""), tmp_path)
+        rest_em.run(configured(rest_em, threshold=1.0, validation__problems=""), tmp_path)

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from e2h_jax import stage
-from e2h_jax.algorithms import reward_model
+from e2h_jax.algorithms import reward_model, sft
 from e2h_jax.data.steps import encode_solutions
 from e2h_jax.data.storage import write_records
 from e2h_jax.data.templates import get_template
@@ -275,12 +275,22 @@ def test_what_the_auxiliary_loss_trains(base, tmp_path, monkeypatch):
         ({"length": 4}, r"no training example is left"),
         ({"position_gap": -1}, r"config\.position_gap"),
         ({"lm_wrong": -0.1}, r"config\.lm_wrong=-0\.1 must be a weight from 0 to 1"),
+        ({"lm_wrong": 0.5}, r"config\.lm_wrong=0\.5 does nothing with config\.lm_loss=0"),
+        ({"lm_loss": -0.3}, r"config\.lm_loss=-0\.3 must be at least 0"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_bad_settings_are_refused_in_a_sentence(base, tmp_path, fields, sentence):
     with pytest.raises(UserError, match=sentence):
         train(base, tmp_path, [["abc"]], [[1.0]], **fields)
+
+
+@pytest.mark.parametrize("module", [sft, reward_model])
+def test_a_negative_seed_is_told_before_any_file_is_read(module):
+    config = module.defaults().unlock()
+    config.update({"init": "not/there/yet", "seed": -1})
+    with pytest.raises(UserError, match="config.seed=-1 must be at least 0"):
+        module.check_values(config)
 
 
 def test_the_score_head_starts_at_one_half(base):

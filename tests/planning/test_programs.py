@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+from e2h_jax.planning.changes import changes
 from e2h_jax.planning.estimate import estimates, held
 
 DRAWING = ["prefill", "decode"]
@@ -53,3 +54,9 @@ def test_ppo_with_lora_or_without_a_value_model_holds_less(plan_of, assumed, top
     assert lora["parameters"] == alone["parameters"]  # the reference policy is the base that the adapter lies on
     names, rloo = programs(advantage="rloo", whiten_advantages="none", sample={"samples": 2})
     assert not any("value" in name for name in names) and rloo["optimiser"] < 0.6 * whole["optimiser"]
+
+
+def test_int8_is_proposed_for_the_reference_policy_where_there_is_one(plan_of, topology):
+    for fields, there in (({}, True), ({"lora": {"rank": 2}}, False), ({"kl": {"coef": 0.0}}, False)):
+        proposed = {name for change in changes(plan_of("ppo", **fields), topology) for name in change.fields}
+        assert "reward.quantize" in proposed and ("kl.quantize" in proposed) == there

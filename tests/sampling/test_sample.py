@@ -203,7 +203,7 @@ def test_a_problem_whose_prompt_is_too_long_is_named_or_dropped(world, uninterru
     long = problems[0] | {"id": "too/long", "prefix": "a=1+1=2\n\n" * 50}
     write_records(tmp_path / "problems.jsonl", [problems[0], long, *problems[1:]])
     fields = {"problems": str(tmp_path / "problems.jsonl")}
-    told = r'a prompt of \d+ tokens .*problem "too/long", the longest of 1 such ones of 25.*config.too_long=drop'
+    told = r'a prompt of \d+ tokens .*problem "too/long", the longest of 1 too long ones among 25.*config.too_long=drop'
     with pytest.raises(UserError, match=told):
         stage.execute("sample", config_of(world, **fields), tmp_path / "refused")
     assert not any((tmp_path / "refused").glob("samples-*"))

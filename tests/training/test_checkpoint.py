@@ -88,6 +88,15 @@ def test_damaged_files(folder, capsys, kind, how):
     assert restored(folder) == (3 if kept else 2)
 
 
+def test_the_steps_from_which_a_run_may_be_resumed(folder):
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.steps() == {1, 2}
+        checkpoints.save(3, state(3), Position(3))
+        assert {2, 3} <= checkpoints.steps() <= {1, 2, 3}  # on disk, and being written
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.steps() == {2, 3}
+
+
 def test_the_beginning_where_there_is_none(tmp_path):
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         step, found = checkpoints.restore(like := state(0), Position())

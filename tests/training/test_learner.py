@@ -89,7 +89,6 @@ def test_the_norm_that_is_logged_is_the_one_that_is_clipped(freeze):
     """200 of the frozen weight are not in it; nor is its gradient computed."""
     mesh = make_mesh((1, 1, 1), jax.devices()[:1])
     params, loss_fn, config = two_weights(learning_rate=1.0, warmup_fraction=0.0, clip_norm=1.0, freeze=freeze)
-    seen = []
     optimizer = optimizers.make_optimizer(config, 4, params)
     batch = {"x": np.ones((1, 1), np.float32), "segment_ids": np.ones((1, 1), np.int32)}
     expected = 3.0 if freeze else np.hypot(3, 200)
