@@ -288,8 +288,7 @@ def fingerprint(config: ConfigDict) -> str:
 def differences(old: Any, new: Any, defaults: Any = None, path: str = "") -> list[str]:
     """Lists the fields in which two plain configs differ, as 'optimizer.steps: 10 -> 20'.
 
-    `defaults`, plain as well: a field that `old` lacks, and that has its default in `new`, is no difference. An older version
-    of the stage wrote `old`.
+    `old` may lack fields that a later version has added: with their `defaults`, plain as well, they are no difference.
     """
     if isinstance(old, dict) and isinstance(new, dict):
         absent, changes = "(absent)", []
@@ -298,6 +297,8 @@ def differences(old: Any, new: Any, defaults: Any = None, path: str = "") -> lis
             if name not in old and name in defaults and not differences(defaults[name], new[name]):
                 continue
             below = f"{path}.{name}" if path else name
-            changes += differences(old.get(name, absent), new.get(name, absent), defaults.get(name), below)
+            # Of a group that is new, the fields that differ.
+            before = old.get(name, {} if isinstance(new.get(name), dict) else absent)
+            changes += differences(before, new.get(name, absent), defaults.get(name), below)
         return changes
     return [] if old == new and type(old) is type(new) else [f"{path}: {old} -> {new}"]

@@ -32,8 +32,9 @@ def naming(prefix: str, outside: Iterable[str] = ("mesh",)) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        but = rf"(?!(?:{'|'.join(outside)})\b)" if outside else ""
-        raise UserError(re.sub(rf"config\.{but}", prefix, str(error))) from None
+        # config.json, a_config.py and generation_config.json are files.
+        field = rf"(?<![\w./])config\.(?!(?:{'|'.join(('json', 'py', *outside))})\b)"
+        raise UserError(re.sub(field, prefix, str(error))) from None
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -41,22 +42,27 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def full_disk(error: BaseException | None) -> str | None:
     """The sentence for an error that comes from a full disk, a quota or a limit of file size; None for any other."""
-    while error is not None:
+    for cause in _causes(error):
         # Orbax and TensorStore tell of it in words.
-        said = next((os.strerror(number) for number in FULL if os.strerror(number) in str(error)), None)
-        if said or (isinstance(error, OSError) and error.errno in FULL):
+        said = next((os.strerror(number) for number in FULL if os.strerror(number) in str(cause)), None)
+        if said or (isinstance(cause, OSError) and cause.errno in FULL):
             return (
-                f"the disk is full ({said or os.strerror(error.errno)}); what was written before is whole: make room and run "
+                f"the disk is full ({said or os.strerror(cause.errno)}); what was written before is whole: make room and run "
                 "the same command to go on."
             )
-        error = error.__cause__ or error.__context__
     return None
 
 
 def denied(error: BaseException | None) -> str | None:
     """The sentence for a file or folder that this user may not read or write; None for any other error."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
-            return f"{error.filename}: {error.strerror.lower()}; change its permissions, or give another file or folder."
-        error = error.__cause__ or error.__context__
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and cause.filename:
+            return f"{cause.filename}: {cause.strerror.lower()}; change its permissions, or give another file or folder."
     return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it came of, and so on; not what was handled before it (`raise … from None`)."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

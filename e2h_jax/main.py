@@ -152,9 +152,10 @@ def _run(command: Command) -> int:
         return 0
     if command.workdir is None:
         raise UserError(f"--workdir=DIR is missing: the folder that {command.stage} shall write into.")
-    defaults = stages.load(command.stage).defaults()
-    config = configs.load_file(command.config) if command.config else defaults.copy_and_resolve_references().lock()
-    configs.override(config, command.overrides, defaults)
+    module = stages.load(command.stage)
+    config = configs.load_file(command.config) if command.config else module.defaults().copy_and_resolve_references().lock()
+    open_in = module.all_defaults(config) if command.stage == "recipe" else module.defaults()
+    configs.override(config, command.overrides, open_in)
     stages.check_config(command.stage, config)
     if command.wandb:
         log_to_wandb()

@@ -55,21 +55,25 @@ def configure(stage: str, fields: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
+def all_defaults(config: ConfigDict) -> ConfigDict:
+    """The recipe's defaults and, in `config.<name>`, those of each of its stages, which tell what groups are open."""
+    fields = defaults().unlock()
+    for name, group in config.items():
+        stage = group.get("stage") if isinstance(group, ConfigDict) else None
+        if name not in RESERVED and isinstance(stage, str) and stage in stages.STAGES:  # `check` refuses the others
+            fields[name] = stages.load(stage).defaults()
+    return fields
+
+
 def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Runs all stages; returns their seconds and their summaries.
+    """Runs all stages, which `check_start` has found fit to start; returns their seconds and their summaries.
 
     Raises:
       UserError: a stage's, with the stage's name in front.
     """
     console = Console(highlight=False, markup=False)
     total = len(config.stages)
-    for name in config.stages:
-        stages.check_folder(*stage_of(config, name), workdir / name)
-    _check_inputs(config, workdir)
-    waiting = [name for name in config.stages if not (workdir / name / "done.json").exists()]
-    for name in waiting:
-        _check_values(config, name)
-    if waiting and hosts.process_index() == 0:
+    if _waiting(config, workdir) and hosts.process_index() == 0:
         (workdir / "done.json").unlink(missing_ok=True)  # it told of an earlier run
 
     began = time.perf_counter()
@@ -141,6 +145,20 @@ def check(config: ConfigDict) -> None:
         stages.check_config(stage, stage_config, f"config.{name}")
     for name in config.stages:
         _reads(config, name)
+
+
+def check_start(config: ConfigDict, workdir: Path) -> None:
+    """Raises UserError for what can be told before anything is written: folders, inputs and values of the stages."""
+    for name in config.stages:
+        stages.check_folder(*stage_of(config, name), workdir / name)
+    _check_inputs(config, workdir)
+    for name in _waiting(config, workdir):
+        _check_values(config, name)
+
+
+def _waiting(config: ConfigDict, workdir: Path) -> list[str]:
+    """The stages that have not finished yet."""
+    return [name for name in config.stages if not (workdir / name / "done.json").exists()]
 
 
 def _check_values(config: ConfigDict, name: str) -> None:

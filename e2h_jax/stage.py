@@ -3,7 +3,8 @@
 A stage is a module with a docstring, `defaults() -> ConfigDict` and `run(config, workdir: Path) -> dict` (its summary).
 Around `run`, `execute` keeps these files in the stage's folder:
 
-    config.json    what was asked for: stage, config and its fingerprint; written before the stage starts
+    config.json    what was asked for: stage, config and its fingerprint, written before the stage starts; `beside`: what was in
+                   the folder before; `taken_up`: the config as a later version has it
     done.json      what came of it: summary, seconds and outputs; there only when the stage has finished
     seconds.json   seconds of earlier, interrupted runs (a run ended by kill -9 is not counted)
     metrics.jsonl  of a stage that logs nothing while it runs, the numbers of its summary; tensorboard/ the same
@@ -17,7 +18,7 @@ stage; one with another config is refused. A start that the stage refuses, with 
 leaves the folder as it was, so that the mistake can be mended there.
 
 Folders of an older version are taken up where the config is the same but for fields that are new since then and have their
-defaults. A field that has gone, or a default that has changed, is a difference like any other.
+defaults; which fields is printed. A field that has gone, or a default that has changed, is a difference like any other.
 """
 
 import contextlib
@@ -31,7 +32,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -117,17 +118,21 @@ def execute(
         identity = {"stage": stage, "fingerprint": fingerprint(config)}
         # A recipe looks at each of its stages every time, so it is never finished as a whole.
         if stage != "recipe" and (done := read_json(folder / "done.json")):
-            if first and asked["fingerprint"] != identity["fingerprint"]:  # a later version's defaults may be others
-                write_json(folder / "config.json", asked | identity | {"config": plain(config)})
+            if first:
+                _take_up(folder, asked, plain(config))
             print(f"{folder}: {stage} is done already, skipped (to run it again, delete the folder)")
             return done["metrics"]
-        there = {path.name for path in folder.iterdir()} - OWN_FILES
+        if stage == "recipe":
+            module.check_start(config, folder)
         fresh = asked is None or _is_untouched(folder)
-        beside = sorted(there) if asked is None else asked.get("beside", [])
+        before = _states(folder) if fresh and stage != "recipe" else {}
+        record = identity | {"inputs": dict(inputs or {}), "config": plain(config)}
         hosts.wait(f"{folder} begun")  # what all have looked at must not change before
-        if first:
-            begun = identity | {"inputs": dict(inputs or {}), "config": plain(config)}
-            write_json(folder / "config.json", begun | ({"beside": beside} if beside else {}))
+        if first and (fresh or stage == "recipe"):
+            record |= {"beside": before} if before else {}
+            write_json(folder / "config.json", record)
+        elif first:
+            record = _take_up(folder, asked, plain(config))
         earlier = 0.0 if stage == "recipe" else (read_json(folder / "seconds.json") or {"seconds": 0.0})["seconds"]
         began = time.perf_counter()
         try:
@@ -142,7 +147,7 @@ def execute(
                     write_summary(folder, metrics)
         except BaseException as error:
             if first and stage != "recipe":
-                if isinstance(error, UserError) and fresh and _undo(folder, there):
+                if isinstance(error, UserError) and fresh and _undo(folder, before):
                     raise
                 with contextlib.suppress(OSError):  # a full disk, say: what is wrong is told by what is raised
                     write_json(folder / "seconds.json", {"seconds": earlier + time.perf_counter() - began})
@@ -151,7 +156,8 @@ def execute(
         if first:
             seconds = round(earlier + time.perf_counter() - began, 3)
             outcome = {"run": uuid.uuid4().hex, "seconds": seconds, "metrics": metrics}
-            outcome |= {} if stage == "recipe" else {"outputs": _outputs(folder, beside)}
+            # A stage that found all its work done has changed nothing; what it found is its own.
+            outcome |= {} if stage == "recipe" else {"outputs": _outputs(folder, _beside(folder, record)) or _outputs(folder)}
             write_json(folder / "done.json", identity | outcome)
             (folder / "seconds.json").unlink(missing_ok=True)
         hosts.wait(f"{folder} done")  # nor may another host take up the next stage before
@@ -162,6 +168,8 @@ def check_folder(stage: str, config: ConfigDict, workdir: str | Path) -> None:
     """Raises UserError if `workdir` holds another stage's run, another config's, or a finished one whose outputs are gone."""
     workdir = Path(workdir)
     asked = read_json(workdir / "config.json")
+    if asked is None and stage != "recipe" and (workdir / "done.json").exists():
+        raise UserError(f"{workdir} holds a finished run, but its config.json is gone; restore it, or delete the folder.")
     if asked is None:
         return
     if "stage" not in asked:  # a model's of the Hub, say
@@ -172,7 +180,7 @@ def check_folder(stage: str, config: ConfigDict, workdir: str | Path) -> None:
         raise UserError(f'{workdir} holds a run of "{asked["stage"]}"; give "{stage}" another --workdir.')
     if stage == "recipe":
         return
-    changes = differences(asked["config"], plain(config), plain(load(stage).defaults()))
+    changes = differences(asked.get("taken_up", asked["config"]), plain(config), plain(load(stage).defaults()))
     if changes:
         shown = "; ".join(changes[:6]) + (f"; and {len(changes) - 6} more" if len(changes) > 6 else "")
         raise UserError(f"{workdir} holds a run with another config ({shown}): use another --workdir, or delete it.")
@@ -186,11 +194,43 @@ def check_folder(stage: str, config: ConfigDict, workdir: str | Path) -> None:
 
 def _is_untouched(folder: Path) -> bool:
     """Whether nothing has come of the run in `folder`: it is not finished and has written no file."""
-    asked = read_json(folder / "config.json") or {}
-    left_out = OWN_FILES | set(asked.get("beside", []))
+    left_out = OWN_FILES | _beside(folder, read_json(folder / "config.json") or {})
     return not (folder / "done.json").exists() and not any(
         path.is_file() and path.relative_to(folder).parts[0] not in left_out for path in folder.rglob("*")
     )
+
+
+def _take_up(folder: Path, asked: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Returns what config.json says of a run that goes on, or has finished, with `config`, which is no other by `check_folder`.
+
+    Where an older version began it, what was asked for then stays, `taken_up` holds `config`, and the new fields are printed.
+    """
+    known = asked.get("taken_up", asked["config"])
+    if new := [change.partition(":")[0] for change in differences(known, config)]:
+        asked = asked | {"taken_up": config}
+        write_json(folder / "config.json", asked)
+        fields = ", ".join(new)
+        print(f"{folder}: begun by an older version, without {fields}; what that one wrote follows its rules (CHANGELOG.md)")
+    return asked
+
+
+def _states(folder: Path) -> dict[str, list[int]]:
+    """`_state` of each file, and each folder with files, in `folder` but `OWN_FILES`, by name."""
+    return {path.name: _state(path) for path in sorted(folder.iterdir()) if path.name not in OWN_FILES and _files(path)}
+
+
+def _state(path: Path) -> list[int]:
+    """What tells whether a file or a folder has changed: its size in bytes, and the time of the last change in ns."""
+    found = [file.stat() for file in _files(path)]
+    return [sum(file.st_size for file in found), max((file.st_mtime_ns for file in found), default=0)]
+
+
+def _beside(folder: Path, record: Mapping[str, Any]) -> set[str]:
+    """Names of what was in the folder before the run of config.json's `record`, and has not been changed since."""
+    beside = record.get("beside", {})
+    if isinstance(beside, list):  # 0.2.0 wrote down the names alone
+        return set(beside)
+    return {name for name, state in beside.items() if _state(folder / name) == state}
 
 
 def _outputs(folder: Path, beside: Iterable[str] = ()) -> dict[str, int]:
@@ -202,20 +242,25 @@ def _outputs(folder: Path, beside: Iterable[str] = ()) -> dict[str, int]:
     return {name: sum(path.stat().st_size > 0 for path in _files(folder / name)) for name in sorted(names)}
 
 
-def _undo(folder: Path, before: Collection[str]) -> bool:
-    """Removes what a start has written that was refused, unless it has worked already; returns whether it has not.
+def _undo(folder: Path, before: Mapping[str, list[int]]) -> bool:
+    """Removes what a refused start has written; returns whether the folder is as it was.
 
-    `before`: names of what was in the folder. What came of work is there with a line of metrics, a checkpoint, or a batch that
-    was not finite.
+    It stays where the start has worked already (a line of metrics, a checkpoint, a batch that was not finite), has changed what
+    was there `before` (its `_states`), or cannot be removed.
     """
-    new = [path for path in folder.iterdir() if path.name not in OWN_FILES | set(before)]
+    if any(_state(folder / name) != state for name, state in before.items()):
+        return False
+    new = [path for path in folder.iterdir() if path.name not in OWN_FILES | before.keys()]
     for path in (file for entry in new for file in _files(entry)):
         if {"nan", "checkpoints"} & set(path.relative_to(folder).parts) or path.name == "metrics.jsonl" and path.stat().st_size:
             return False
-    for path in new:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for name in ("config.json", "seconds.json"):
-        (folder / name).unlink(missing_ok=True)
+    try:
+        for path in new:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for name in ("config.json", "seconds.json"):
+            (folder / name).unlink(missing_ok=True)
+    except OSError:  # NFS keeps what is still open, say; what counts is what the stage has said
+        return False
     return True
 
 

@@ -227,6 +227,19 @@ def test_a_full_disk_is_one_sentence(e2h, monkeypatch):
     assert code == 2 and err.startswith("e2h: the disk is full (No space left on device)") and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC])
+def test_a_bug_after_a_handled_error_is_our_bug(e2h, monkeypatch, number):
+    def run(command):
+        try:
+            raise OSError(number, os.strerror(number), "out/metrics.jsonl")
+        except OSError:
+            raise ZeroDivisionError("a bug") from None
+
+    monkeypatch.setattr(command, "_run", run)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        e2h("toy", "--workdir=out")
+
+
 def test_a_process_of_several_that_fails_leaves_its_job(e2h, monkeypatch):
     left = []
     monkeypatch.setattr(command.hosts, "joined", lambda: True)

@@ -194,12 +194,48 @@ def test_values_are_checked_before_the_first_stage_starts(toy, monkeypatch):
     with pytest.raises(UserError) as error:
         execute(config, out)
     assert str(error.value) == "config.third.steps=101 is more than config.third.rate allows."
-    assert ran(out) == {} and not (out / "first").exists()
+    assert [path.name for path in out.iterdir()] == [".lock"]
     # What has finished is not asked again, as by a version that refuses what an earlier one took.
     execute(chain(), out)
     check = stage.load("toy").check_values
     monkeypatch.setattr(stage.load("toy"), "check_values", lambda config: check(ConfigDict({"steps": 101})))
     execute(chain(), out)
+
+
+def test_a_refused_recipe_leaves_the_folder_as_it_was(toy, monkeypatch):
+    out = toy / "out"
+    execute(chain(), out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"\(steps: 3 -> 5\)"):
+        execute(chain(stages=("first",), first=group(steps=5)), out)
+    monkeypatch.setattr(stage.load("toy"), "check_values", refuse, raising=False)
+    with pytest.raises(UserError, match="no value will do"):
+        execute(chain(stages=("new",), new=group(steps=500)), out)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def refuse(config):
+    raise UserError("no value will do.")
+
+
+def test_files_are_not_renamed_in_a_stage_s_message(toy, monkeypatch):
+    def check_values(config):
+        raise UserError("m/config.json, m/generation_config.json and a_config.py: not as config.mesh says.")
+
+    monkeypatch.setattr(stage.load("toy"), "check_values", check_values, raising=False)
+    with pytest.raises(UserError) as error:
+        execute(chain(), toy / "out")
+    assert str(error.value) == "m/config.json, m/generation_config.json and a_config.py: not as config.first.mesh says."
+
+
+def test_open_groups_of_a_stage_take_names_on_the_command_line(toy):
+    config = chain()
+    open_in = recipe.all_defaults(config)
+    override(config, ["second.generators.my-sft.samples=F", "third.steps=4"], open_in)
+    assert config.second.generators["my-sft"].samples == "F" and config.third.steps == 4
+    for assignment in ("second.optimizer.mine=1", "second.mine=1", "mine=1"):
+        with pytest.raises(UserError, match="there is no field"):
+            override(config, [assignment], open_in)
 
 
 def test_done_json_does_not_tell_of_an_earlier_run(toy):
@@ -216,11 +252,12 @@ def test_done_json_does_not_tell_of_an_earlier_run(toy):
 
 QUICKSTART = {
     "data.source=arithmatic": 'config.data.source="arithmatic" is unknown (did you mean "arithmetic"?)',
-    "base.preset=micor": 'micor',
+    "base.preset=micor": "config.base.preset='micor' is unknown (did you mean \"micro\"?)",
     "sft.epochs=0": "config.sft.epochs=0 must be at least 1",
     "sft.too_long=drp": "config.sft.too_long='drp' must be drop or error",
     "prm.label_tokens=some": "config.prm.label_tokens='some' must be all or end",
     "orm.batch_size=7": "config.orm.batch_size=7 does not divide",
+    "sft.mesh=(1,2)": "config.sft.mesh=(1, 2) must be three sizes",
     "samples.top_p=2": "config.samples.top_p in (0, 1]",
     "samples.limit=-1": "config.samples.limit must be at least 0",
     "greedy.dtype=int4": "config.greedy.dtype='int4' must be",

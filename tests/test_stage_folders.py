@@ -1,7 +1,6 @@
-"""A stage's folder: what a refused start leaves in it, what a finished one must hold, and folders of older versions."""
+"""A stage's folder that an older version made, or something else; what a start does to it: test_refused_starts.py."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from e2h_jax import recipe, stage
+from e2h_jax.config import fingerprint, plain
 from e2h_jax.errors import UserError
 
 
@@ -20,105 +20,6 @@ def toy_config(**fields):
 
 def runs(workdir):
     return (workdir / "runs.txt").read_text().split()
-
-
-REFUSING = '''
-import json
-from toys.toy import *
-from toys.toy import defaults as _defaults
-
-
-def defaults():
-    config = _defaults().unlock()
-    config.writes = ("inputs.json", "shard.jsonl", "tokenizer/vocab.json", "round-1/samples/metrics.jsonl")  # empty files
-    config.works = ""  # a file with content
-    return config.lock()
-
-
-def run(config, workdir):
-    for name in (*config.writes, *filter(None, [config.works])):
-        (workdir / name).parent.mkdir(parents=True, exist_ok=True)
-        (workdir / name).write_text("{}" if name == config.works else "")
-    if config.steps == 9:
-        raise UserError("config.steps=9 is too long.")
-    (workdir / "out.jsonl").write_text(f"{config.steps}\\n")
-    return {"steps": config.steps} | ({"bad": {1, 2}} if config.steps == 8 else {})
-'''
-
-
-@pytest.fixture
-def refusing(toy):
-    (toy / "toys" / "refusing.py").write_text(REFUSING)
-    stage.STAGES["refusing"] = "toys.refusing"
-
-    def run(workdir="out", **fields):
-        config = stage.load("refusing").defaults()
-        config.update(fields)
-        return stage.execute("refusing", config, toy / workdir)
-
-    return run
-
-
-def names(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def test_a_refused_start_leaves_the_folder_as_it_was(refusing, toy):
-    (toy / "out" / "mine").mkdir(parents=True)
-    (toy / "out" / "mine" / "problems.jsonl").write_text("{}")
-    with pytest.raises(UserError, match="too long"):
-        refusing(steps=9)
-    assert names(toy / "out") == [".lock", "mine/problems.jsonl"]
-    assert refusing(steps=5) == {"steps": 5}
-    done = json.loads((toy / "out" / "done.json").read_text())
-    assert done["outputs"] == {"out.jsonl": 1, "shard.jsonl": 0, "tokenizer": 0}
-    with pytest.raises(UserError, match=r"holds a run with another config \(steps: 5 -> 9\)"):
-        refusing(steps=9)
-
-
-@pytest.mark.parametrize("file", ["metrics.jsonl", "round-1/train/metrics.jsonl", "nan/step-3.npz", "checkpoints/5/x"])
-def test_what_came_of_work_stays(refusing, toy, file):
-    with pytest.raises(UserError, match="too long"):
-        refusing(steps=9, works=file)
-    assert {file, "config.json", "seconds.json"} <= set(names(toy / "out"))
-    with pytest.raises(UserError, match=r"holds a run with another config \(steps: 9 -> 5\)"):
-        refusing(steps=5, works=file)
-
-
-def test_a_resumed_run_that_is_refused_stays(refusing, toy, monkeypatch):
-    """Its config is fine: a file it reads is missing now, say."""
-    module = stage.load("refusing")
-    run = module.run
-    monkeypatch.setattr(module, "run", lambda config, workdir: (run(config, workdir), os.kill(os.getpid(), 2))[0])
-    with pytest.raises(KeyboardInterrupt):
-        refusing(steps=5)
-    before = names(toy / "out")
-    monkeypatch.setattr(module, "run", lambda config, workdir: (_ for _ in ()).throw(UserError("lost")))
-    with pytest.raises(UserError, match="lost"):
-        refusing(steps=5)
-    assert names(toy / "out") == before
-
-
-def test_a_summary_that_cannot_be_written_removes_no_work(refusing, toy):
-    with pytest.raises(UserError, match=r"summary\.bad holds a set"):
-        refusing(steps=8)
-    assert "out.jsonl" in names(toy / "out")
-
-
-def test_a_finished_stage_whose_outputs_are_gone_is_not_done(refusing, toy):
-    (toy / "out").mkdir()
-    (toy / "out" / "mine.txt").write_text("x")
-    refusing(works="model/params/a")
-    for name in ("mine.txt", "inputs.json", "round-1/samples/metrics.jsonl", "shard.jsonl"):  # another's, not needed, or empty
-        (toy / "out" / name).unlink(missing_ok=name != "shard.jsonl")
-    refusing(works="model/params/a")
-    (toy / "out" / "out.jsonl").write_text("")
-    with pytest.raises(UserError, match=r"out: refusing is done, but out\.jsonl is gone; restore it, or delete the folder"):
-        refusing(works="model/params/a")
-    (toy / "out" / "out.jsonl").write_text("3\n")
-    (toy / "out" / "model" / "params" / "a").unlink()
-    with pytest.raises(UserError, match="model is gone"):
-        refusing(works="model/params/a")
 
 
 def test_an_older_version_wrote_down_no_outputs(toy):
@@ -164,22 +65,55 @@ def test_new_fields_with_their_defaults_are_no_other_config(toy, monkeypatch):
         stage.execute("toy", later, toy / "out")
 
 
-def test_an_interrupted_run_of_an_older_version_goes_on(toy, monkeypatch):
+def test_what_was_asked_for_stays_when_a_folder_is_taken_up(toy, monkeypatch, capsys):
+    stage.execute("toy", toy_config(steps=5), toy / "out", inputs={"data": "a run"})
+    before = json.loads((toy / "out" / "config.json").read_text())
+    config = newer(monkeypatch, **ADDED)
+    config.steps = 5
+    for said in (True, False):
+        stage.execute("toy", config, toy / "out")
+        shown = capsys.readouterr().out
+        assert ("begun by an older version, without gain, lora.rank, lora.targets, optimizer.b2; " in shown) == said
+        assert json.loads((toy / "out" / "config.json").read_text()) == before | {"taken_up": plain(config)}
+    later = newer(monkeypatch, **ADDED, speed=1.0)
+    later.steps = 5
+    stage.execute("toy", later, toy / "out")
+    assert "begun by an older version, without speed; " in capsys.readouterr().out
+
+
+def test_a_folder_that_0_2_0_has_taken_up_is_taken_up(toy, monkeypatch, capsys):
+    """That version wrote the new fields into `config`."""
+    stage.execute("toy", toy_config(), toy / "out")
+    path, config = toy / "out" / "config.json", newer(monkeypatch, **ADDED)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprint": fingerprint(config), "config": plain(config)}))
+    before = path.read_bytes()
+    stage.execute("toy", config, toy / "out")
+    assert path.read_bytes() == before and "older version" not in capsys.readouterr().out
+
+
+def test_an_interrupted_run_of_an_older_version_goes_on(toy, monkeypatch, capsys):
     with pytest.raises(KeyboardInterrupt):
         stage.execute("toy", toy_config(steps=130), toy / "out")
     (toy / "out" / "part.jsonl").write_text("half of the work")
-    config = newer(monkeypatch, **ADDED)
+    before, config = plain(toy_config(steps=130)), newer(monkeypatch, **ADDED)
     config.steps = 130
-    with pytest.raises(KeyboardInterrupt):
+    for said in (True, False):
+        with pytest.raises(KeyboardInterrupt):
+            stage.execute("toy", config, toy / "out")
+        assert ("out: begun by an older version, without gain, lora.rank, " in capsys.readouterr().out) == said
+    asked = json.loads((toy / "out" / "config.json").read_text())
+    assert asked["config"] == before and asked["taken_up"] == plain(config)
+    config = newer(monkeypatch, gain=3.0)
+    config.steps = 130
+    with pytest.raises(UserError, match=r"\(gain: 2\.0 -> 3\.0\)"):
         stage.execute("toy", config, toy / "out")
-    assert json.loads((toy / "out" / "config.json").read_text())["config"]["lora"] == {"rank": 0, "targets": ["q"]}
 
 
 @pytest.mark.parametrize(
     ("changes", "asked", "difference"),
     [
         (ADDED, {"gain": 2.5}, "gain: (absent) -> 2.5"),
-        (ADDED, {"lora": {"rank": 8}}, "lora: (absent) -> {'rank': 8, 'targets': ['q']}"),
+        (ADDED, {"lora": {"rank": 8}}, "lora.rank: (absent) -> 8"),
         ({"gain": 2.0}, {"gain": 2}, None),  # a number's field takes whole ones and makes them its own
         ({"flag": False}, {}, None),
         ({"rate": 0.7}, {}, "rate: 0.5 -> 0.7"),  # another default
@@ -191,6 +125,7 @@ def test_an_interrupted_run_of_an_older_version_goes_on(toy, monkeypatch):
         ({"levels": ("1", "2")}, {}, "levels: [1, 2] -> ['1', '2']"),
         ({"limit": 5}, {}, "limit: None -> 5"),
         ({}, {"generators": {"sft": "a"}}, "generators.sft: (absent) -> a"),  # an open group has no defaults
+        ({}, {"generators": {"sft": {"samples": "a"}}}, "generators.sft.samples: (absent) -> a"),
     ],
 )
 def test_what_a_later_version_takes_for_the_same_config(toy, monkeypatch, changes, asked, difference):
@@ -277,9 +212,12 @@ def test_a_recipe_of_b95a7db_is_taken_up(old, capsys):
         which, config[name] = as_asked(old / name)
         config[name].unlock().stage = which
     stage.check_config("recipe", config)
-    summary = stage.execute("recipe", config.lock(), old)
-    assert list(summary["metrics"]) == list(RECIPE)
-    assert capsys.readouterr().out.count("done already, skipped") == len(RECIPE)
+    for said in (True, False):  # the second time by what the first has kept
+        summary = stage.execute("recipe", config.lock(), old)
+        assert list(summary["metrics"]) == list(RECIPE)
+        shown = " ".join(capsys.readouterr().out.split())
+        assert shown.count("done already, skipped") == len(RECIPE)
+        assert (f"{old}/prm: begun by an older version, without lm_wrong" in shown) == said
 
 
 def test_a_default_that_has_changed_since_b95a7db_is_shown(old):

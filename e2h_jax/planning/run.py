@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from e2h_jax import config as configs
+from e2h_jax import recipe
 from e2h_jax.errors import UserError
 from e2h_jax.models.presets import get_preset
 from e2h_jax.parallel.programs import Assumed, Program
@@ -25,7 +26,7 @@ DOES_NOT_FIT = 3
 def run(asked: Any, overrides: Sequence[str], topologies: Sequence[Topology], warning: str) -> int:
     """Plans every stage of the config on every slice and prints it; returns the exit code. `warning`: of `another_compiler`."""
     config = configs.load_file(asked.config)
-    configs.override(config, overrides)
+    configs.override(config, overrides, recipe.all_defaults(config) if "stages" in config else None)
     given = dict(text.rpartition("=")[::2] for text in asked.preset)
     for name in given.values():
         get_preset(name)  # raises
