@@ -270,6 +270,9 @@ QUICKSTART = {
     "ppo_outcome.sample.rows=0": "config.ppo_outcome.sample.rows",
     "ppo.reward.outcome=some": 'config.ppo.reward.outcome="some" is unknown',
     "ppo.value_optimizer.b2=1.0": "config.ppo.value_optimizer.b2=1.0",
+    "evaluate.generators.sft.sampels=x": 'config.evaluate.generators.sft.sampels: no such field (did you mean "samples"?)',
+    "evaluate.generators.sft.template=math_shepard": 'config.evaluate.generators.sft.template: there is no template "math_she',
+    "evaluate.generators.new.scored.prm=x": "config.evaluate.generators.new: neither samples nor greedy is given",
     "evaluate.rules=mine": 'config.evaluate.rules: there are no rules "mine"',
 }
 
@@ -282,6 +285,9 @@ def test_a_bad_value_of_any_stage_is_told_before_the_first_one_starts(assignment
     assert [path.name for path in (tmp_path / "run").iterdir() if path.is_dir()] in ([], [".compiled"])
 
 
+MIXTURE = {"source": "mixture", "mixture": {name: {"path": name, "share": 1} for name in ("prm", "orm")}}
+
+
 @pytest.mark.parametrize(
     ("name", "fields", "sentence"),
     [
@@ -289,6 +295,13 @@ def test_a_bad_value_of_any_stage_is_told_before_the_first_one_starts(assignment
         ("convert", {"source": "x", "shard_gb": -1.0}, "config.shard_gb must be above 0"),
         ("prepare", {"source": "gsm8k", "format": "csv"}, 'config.format="csv" is unknown'),
         ("prepare", {"source": "math", "levels": (6,)}, "a level is 1, 2, 3, 4 or 5, not 6"),
+        ("prepare", {"source": "prm800k", "neutral": "postive"}, 'config.neutral="postive" must be positive or drop'),
+        ("prepare", MIXTURE | {"mixture_by": "token"}, 'config.mixture_by="token" is unknown (did you mean "tokens"?)'),
+        ("prepare", MIXTURE | {"mixture_by": "tokens"}, "config.mixture_by=tokens: set config.tokenizer"),
+        ("prepare", {"source": "mixture"}, "config.mixture needs two parts or more"),
+        ("prepare", {"source": "mixture", "mixture": {"a": {"path": "x", "share": 0}}}, "config.mixture.a must be a path"),
+        ("evaluate", {"generators": {"a": {"scored": {"prm": "x"}, "greedy": "y"}}}, "a.scored: scores without their samples"),
+        ("evaluate", {"generators": {"a": "x"}, "compare": (("a", "b"),)}, "config.generators.a must be a group"),
     ],
 )
 def test_stages_that_the_quickstart_has_not(name, fields, sentence):

@@ -28,11 +28,13 @@ def write_dataset(
     stream: Iterable[tuple[str, dict]],
     card: Card,
     config: dict,
+    defaults: dict,
     form: str,
 ) -> dict:
     """Writes a stream of (split, record) and the card into `dataset_folder`; returns the card's facts.
 
-    If the data set is there already from the same config, nothing is written.
+    If the data set is there already from the same config, nothing is written. An older version's may lack fields of `config`:
+    they had their `defaults`.
 
     Raises:
       UserError: another data set of this name is there, or nothing at all came of the source.
@@ -41,7 +43,7 @@ def write_dataset(
     final = dataset_folder(workdir, name, form)
     if (final / "card.json").is_file():
         facts = json.loads((final / "card.json").read_text(encoding="utf-8"))
-        if facts["config"] != config:
+        if defaults | facts["config"] != config:
             raise UserError(f"{final} holds a data set made with another config; use another --workdir, or delete it.")
         return facts
     if final.exists():

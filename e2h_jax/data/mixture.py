@@ -35,10 +35,6 @@ def read(config: Any, template: Template, index: MathIndex | None, card: Card) -
     """
     shares = _shares(config)
     by = config.mixture_by or ("tokens" if config.tokenizer else "steps")
-    if by not in UNITS:
-        raise UserError(f'config.mixture_by="{by}" is unknown{nearest(by, UNITS)}; it is {", ".join(UNITS)} or "".')
-    if by == "tokens" and not config.tokenizer:
-        raise UserError("config.mixture_by=tokens: set config.tokenizer to the reward model's, or count by steps.")
     unit = UNITS.index(by)
     sizes = {name: _measure(config, name, template, card) for name in shares}
     totals = {name: int(found[:, unit].sum()) for name, found in sizes.items()}
@@ -53,16 +49,35 @@ def read(config: Any, template: Template, index: MathIndex | None, card: Card) -
         yield from (("train", record | {"part": name}) for n, record in enumerate(_records(config, name)) if drawn[n])
 
 
+def check(config: Any) -> None:
+    """Raises UserError for a mixture without two parts, of a path and a share each, and for a unit that is unknown."""
+    _shares(config)
+    by = config.mixture_by
+    if by and by not in UNITS:
+        raise UserError(f'config.mixture_by="{by}" is unknown{nearest(by, UNITS)}; it is {", ".join(UNITS)} or "".')
+    if by == "tokens" and not config.tokenizer:
+        raise UserError("config.mixture_by=tokens: set config.tokenizer to the reward model's, or count by steps.")
+
+
 def _shares(config: Any) -> dict[str, float]:
     shares = {}
     for name, part in config.mixture.items():
-        fits = isinstance(part, ConfigDict | dict) and set(part.keys()) == {"path", "share"} and isinstance(part["path"], str)
-        if not fits or type(part["share"]) not in (int, float) or not 0 < part["share"] < math.inf:
+        part = part.to_dict() if isinstance(part, ConfigDict) else part
+        fits = isinstance(part, dict) and part.keys() == {"path", "share"} and isinstance(part["path"], str)
+        shares[name] = _number(part["share"]) if fits else 0.0
+        if not 0 < shares[name] < math.inf:
             raise UserError(f"config.mixture.{name} must be a path and a positive share, not {part}.")
-        shares[name] = part["share"]
     if len(shares) < 2:
         raise UserError('config.mixture needs two parts or more, such as {"prm": {"path": …, "share": 1}, "orm": {…}}.')
     return shares
+
+
+def _number(share: Any) -> float:
+    """A share, which is a text from the command line; 0.0 for what is no number."""
+    try:
+        return float(share) if type(share) in (int, float, str) else 0.0
+    except ValueError:
+        return 0.0
 
 
 def _records(config: Any, name: str) -> Iterator[dict]:

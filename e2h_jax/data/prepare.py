@@ -107,6 +107,7 @@ def check_values(config: ConfigDict) -> None:
     if config.vocab_size:
         check_vocab_size(config.vocab_size)
     dataset.check_format(config.format)
+    entry.check(config)
 
 
 def show(workdir: Path) -> str:
@@ -120,7 +121,7 @@ def _prepare(config: ConfigDict, workdir: Path) -> dict:
     config.records = config.records or next(iter(entry.kinds))
     config.lock()
     template, kind = get_template(config.template), entry.kinds[config.records]
-    read = (*COMMON, *entry.fields)
+    fields = [field for field in config if field in (*COMMON, *entry.fields)]
     card = Card(entry.source)
     tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else None
     if tokenizer is not None:
@@ -129,9 +130,9 @@ def _prepare(config: ConfigDict, workdir: Path) -> dict:
     stream = entry.read(config, template, index, card)
     if config.max_tokens and not entry.measures:
         stream = within(stream, kind, config.max_tokens, tokenizer, template, card)
-    asked = as_json({field: value for field, value in config.to_dict().items() if field in read})
+    asked, preset = (as_json({field: of.to_dict()[field] for field in fields}) for of in (config, defaults()))
     name = config.name or config.source
-    facts = dataset.write_dataset(workdir, name, kind, stream, card, asked, config.format)
+    facts = dataset.write_dataset(workdir, name, kind, stream, card, asked, preset, config.format)
     if not config.tokenizer and config.vocab_size:
         train = dataset.read_split_of(dataset.dataset_folder(workdir, name, config.format), "train", kind)
         train_bpe(_texts(train, template), config.vocab_size, workdir / "tokenizer")

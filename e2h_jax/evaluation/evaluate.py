@@ -133,6 +133,8 @@ def check_values(config: ConfigDict) -> None:
     """Raises UserError for values that make no sense, before any file is read: a recipe asks all its stages first."""
     if not config.generators:
         raise UserError("config.generators is empty; name at least one: --config.generators.NAME.samples=FILE-OR-FOLDER.")
+    for name, paths in config.generators.items():
+        inputs.check_paths(f"config.generators.{name}", paths)
     if config.rules not in RULES:
         raise UserError(
             f'config.rules: there are no rules "{config.rules}"{nearest(config.rules, RULES)}; use {", ".join(RULES)}.'

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from e2h_jax.data.records import has_answer, read_many, read_records
-from e2h_jax.data.templates import get_template, recorded_template
+from e2h_jax.data.templates import Template, get_template, recorded_template
 from e2h_jax.errors import UserError, nearest
 from e2h_jax.grading import extract_answer, grade, group_answers
 
@@ -73,13 +73,9 @@ def read_drawn(name: str, paths: ConfigDict, problems: Sequence[dict], max_sampl
       UserError: misspelt field, missing file, samples or scores missing, scores of other texts.
     """
     where = f"config.generators.{name}"
-    _check_paths(where, paths)
+    check_paths(where, paths)
     samples_path, greedy_path, template = (paths.get(field, "") for field in ("samples", "greedy", "template"))
     scored_paths = {evaluator: path for evaluator, path in sorted(paths.get("scored", {}).items()) if path}
-    if not samples_path and not greedy_path:
-        raise UserError(f"{where}: neither samples nor greedy is given; name at least one file.")
-    if scored_paths and not samples_path:
-        raise UserError(f"{where}.scored: scores without their samples; give {where}.samples.")
     greedy = _group(greedy_path, problems, 1) if greedy_path else []
     samples = _group(samples_path, problems, max_samples) if samples_path else []
     scores = {evaluator: _scores(path, samples_path, problems, samples) for evaluator, path in scored_paths.items()}
@@ -120,8 +116,8 @@ def read_generator(
     return graded(read_drawn(name, paths, problems, max_samples), problems, rules)
 
 
-def _check_paths(where: str, paths: ConfigDict) -> None:
-    """Raises UserError unless `paths` is a group of texts `samples`, `greedy` and a group of texts `scored`."""
+def check_paths(where: str, paths: ConfigDict) -> None:
+    """Raises UserError unless `paths` is what `read_drawn` takes, as far as that can be told before any file is read."""
     if not isinstance(paths, Mapping | ConfigDict):
         raise UserError(f"{where} must be a group of the fields {', '.join(_GENERATOR_FIELDS)}, not {paths!r}.")
     for entry, value in paths.items():
@@ -136,17 +132,27 @@ def _check_paths(where: str, paths: ConfigDict) -> None:
                 raise UserError(f"{where}.{entry} must hold {what}, not {path!r}.")
     if LIKELIHOOD in paths.get("scored", {}):
         raise UserError(f'{where}.scored: "{LIKELIHOOD}" is the name of the control by log-probability; choose another.')
+    if not paths.get("samples") and not paths.get("greedy"):
+        raise UserError(f"{where}: neither samples nor greedy is given; name at least one file.")
+    if any(paths.get("scored", {}).values()) and not paths.get("samples"):
+        raise UserError(f"{where}.scored: scores without their samples; give {where}.samples.")
+    if not paths.get("template", "").endswith(".json"):  # an earlier stage may be yet to write it
+        _written(where, paths.get("template", ""))
+
+
+def _written(where: str, template: str) -> Template | None:
+    """The template of this name or file; None for "" and "any"."""
+    if template in ("", "any"):
+        return None
+    try:
+        return get_template(template)
+    except UserError as error:
+        raise UserError(f"{where}.template: {str(error).removeprefix('template: ')}") from None
 
 
 def _extractor(where: str, template: str, path: str) -> Callable[[Mapping, str], str | None]:
     """What finds the final answer in a text of `path` to a problem, written in `template`, see `read_drawn`."""
-    if template and template != "any":
-        try:
-            written = get_template(template)
-        except UserError as error:
-            raise UserError(f"{where}.template: {str(error).removeprefix('template: ')}") from None
-    else:
-        written = None if template else recorded_template(path)
+    written = _written(where, template) if template else recorded_template(path)
     joined = written or get_template("e2h")
     extract = written.extract_answer if written else extract_answer
     return lambda problem, text: extract(joined.whole(problem, text))

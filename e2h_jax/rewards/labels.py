@@ -63,7 +63,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     grader = _Grader(config, card)
     stream = (("train", record) for record in METHODS[config.method](config, grader, card))
     name = config.name or {"outcome": "orm", "completions": "prm"}[config.method]
-    facts = write_dataset(Path(workdir), name, "labelled", stream, card, as_json(config.to_dict()), config.format)
+    asked, preset = as_json(config.to_dict()), as_json(defaults().to_dict())
+    facts = write_dataset(Path(workdir), name, "labelled", stream, card, asked, preset, config.format)
     return facts["splits"]["train"] | facts["counts"] | {"fingerprint": facts["fingerprint"]}
 
 

@@ -32,8 +32,8 @@ def stream(records, split="train"):
     return [(split, record) for record in records]
 
 
-def write(folder, records, kind="problem", name="mine", form="tfds", config=None):
-    return write_dataset(folder, name, kind, records, Card("a test."), config or {"seed": 0}, form)
+def write(folder, records, kind="problem", name="mine", form="tfds", config=None, defaults=None):
+    return write_dataset(folder, name, kind, records, Card("a test."), config or {"seed": 0}, defaults or {}, form)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -136,6 +136,11 @@ def test_an_error_leaves_nothing_and_a_finished_set_is_kept(tmp_path):
     assert write(tmp_path, broken()) == facts  # the same config: nothing is read again
     with pytest.raises(UserError, match="made with another config"):
         write(tmp_path, stream([PROBLEM]), config={"seed": 1})
+    # A later version may have more fields.
+    newer = {"config": {"seed": 0, "by": "steps"}}
+    assert write(tmp_path, broken(), **newer, defaults={"seed": 1, "by": "steps"}) == facts
+    with pytest.raises(UserError, match="made with another config"):
+        write(tmp_path, broken(), **newer, defaults={"seed": 1, "by": ""})
     (tmp_path / "mine" / "1.0.0" / "card.json").unlink()
     with pytest.raises(UserError, match="was not made by this stage"):
         write(tmp_path, stream([PROBLEM]))

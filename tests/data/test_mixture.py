@@ -140,6 +140,10 @@ def test_mixtures_that_cannot_be_made(parts, mixed, tmp_path):
         mixed()
 
 
+def test_shares_from_the_command_line_are_texts(parts, mixed):
+    assert mixed(("0.5", 1))[0] == mixed((0.5, 1))[0] != mixed()[0]
+
+
 def test_one_record_at_least_of_each_part(parts, mixed, tmp_path):
     write_records(tmp_path / "prm.jsonl", parts["prm"][:1])
     records, _, card = mixed((1000, 1), mixture_by="steps")
@@ -173,10 +177,15 @@ def test_a_record_of_just_the_limit_stays_and_levels_choose(parts, mixed, tokeni
 
 
 @pytest.mark.parametrize(
-    "part", ["x", {"path": "x"}, {"path": 1, "share": 1}, *({"path": "x", "share": share} for share in (0, np.inf, True))]
+    "part",
+    [
+        *("x", {"path": "x"}, {"path": 1, "share": 1}, {"more": 1, "path": "x", "share": 1}),
+        *({"path": "x", "share": share} for share in (0, np.inf, True, "half", "", "nan", "-1", None)),
+    ],
 )
 def test_a_part_is_a_path_and_a_share(tmp_path, part):
     config = prepare.defaults().unlock()
     config.update({"source": "mixture", "name": "m", "mixture": {"prm": part, "orm": {"path": "y", "share": 1}}})
-    with pytest.raises(UserError, match=r"config.mixture.prm must be a path and a positive share, not "):
-        prepare.run(config, tmp_path / "out")
+    with pytest.raises(UserError) as error:
+        prepare.check_values(config)
+    assert str(error.value) == f"config.mixture.prm must be a path and a positive share, not {part}."

@@ -123,7 +123,7 @@ def data_set(tmp_path, monkeypatch):
     nothing = {"answer": None, "level": None, "subject": None, "solution": None}
     written = [{"id": str(n), "question": "q" * 9} | nothing for n in range(25)]
     stream = [("train" if n < 14 else "test", record) for n, record in enumerate(written)]
-    write_dataset(tmp_path, "mine", "problem", stream, Card("a test."), {"seed": 0}, "tfds")
+    write_dataset(tmp_path, "mine", "problem", stream, Card("a test."), {"seed": 0}, {}, "tfds")
     return tmp_path / "mine", written
 
 

@@ -65,6 +65,19 @@ def test_a_run_interrupted_before_its_tokenizer_makes_it_when_run_again(config, 
         assert made == whole
 
 
+def test_a_run_of_an_older_version_that_was_killed_at_its_end_just_finishes(config, tmp_path):
+    """0.1.0 knew no `mixture_by`: of what a card lacks, the default was meant."""
+    summary = prepare.run(config, tmp_path / "a")
+    path = tmp_path / "a" / "mine" / "card.json"
+    card = json.loads(path.read_text())
+    del card["config"]["vocab_size"]
+    path.write_text(json.dumps(card))
+    with pytest.raises(UserError, match="made with another config"):
+        prepare.run(config, tmp_path / "a")
+    config.vocab_size = 0
+    assert prepare.run(config, tmp_path / "a") == summary
+
+
 def test_an_empty_file_is_refused(config, tmp_path):
     write_records(tmp_path / "mine.jsonl", [])
     with pytest.raises(UserError, match="mine.jsonl: no record is in it"):

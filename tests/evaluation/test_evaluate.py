@@ -227,6 +227,8 @@ def broken(pool, tmp_path, case):
             config.generators.sft = ConfigDict({"samples": str(pool), "scored": str(pool)})
         case "no path":
             config.generators.sft = ConfigDict({"samples": 3})
+        case "template":
+            config.generators.sft.template = "math_shepard"
         case "name of the control":
             config.generators.sft.scored.likelihood = str(pool / "scored.jsonl")
         case "missing scores":
@@ -310,6 +312,7 @@ def test_any_names_from_the_command_line_alone(pool, tmp_path, capsys):
         ("a path", "config.generators.sft must be a group of the fields samples, greedy, scored, template, not"),
         ("scores without evaluator", "config.generators.sft.scored must name an evaluator for its file"),
         ("no path", "config.generators.sft.samples must hold paths as texts, not 3"),
+        ("template", 'config.generators.sft.template: there is no template "math_shepard" (did you mean "math_shepherd"?)'),
         ("name of the control", 'config.generators.sft.scored: "likelihood" is the name of the control'),
         ("missing scores", 's.jsonl: 3 of 8 samples of {pool} have no scores (first: problem "p/1", sample 1)'),
         ("other text", 's.jsonl: problem "p/0", sample 0 was scored for another text'),

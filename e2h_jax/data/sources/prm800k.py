@@ -127,8 +127,6 @@ def records(config: Any, template: Template, index: MathIndex, card: Card) -> It
     """Yields (split, record); config: path, records ("prm" or "sft"), levels, neutral, keep_unknown."""
     if template.answer != "header" or template != get_template("e2h"):
         raise UserError('config.template: PRM800K is written in the format "e2h"; set template="e2h".')
-    if config.neutral not in ("positive", "drop"):
-        raise UserError(f'config.neutral="{config.neutral}" must be positive or drop.')
     card.rules += RULES
     card.deviations += DEVIATIONS
     seen: set[bytes] = set()
@@ -154,6 +152,12 @@ def records(config: Any, template: Template, index: MathIndex, card: Card) -> It
             fresh.append(not repeated)
         make = _labelled if config.records == "prm" else _demonstrations
         yield from ((line.split, record) for record in make(line, candidates, fresh, config, template))
+
+
+def check(config: Any) -> None:
+    """Raises UserError for a `neutral` that is unknown."""
+    if config.neutral not in ("positive", "drop"):
+        raise UserError(f'config.neutral="{config.neutral}" must be positive or drop.')
 
 
 def _rated(rating: int) -> str:
