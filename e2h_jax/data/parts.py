@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from e2h_jax.data.batches import Example
-from e2h_jax.data.records import Kind, check_levels
+from e2h_jax.data.records import Kind, check_present
 from e2h_jax.data.storage import digest, write_json
 from e2h_jax.errors import UserError
 
@@ -161,7 +161,7 @@ def check_records(records: np.ndarray, levels: Sequence[int], path: str) -> None
     Raises:
       UserError: no record has one of the `levels`, or two records of `path` have one id.
     """
-    check_levels({level or None for level in np.unique(records["level"]).tolist()}, levels)
+    check_present({level or None for level in np.unique(records["level"]).tolist()}, levels)
     order = np.argsort(records["key"], kind="stable")
     keys = records["key"][order]
     for at in np.flatnonzero((keys[1:] == keys[:-1]) & (keys[1:] > 0))[:1]:

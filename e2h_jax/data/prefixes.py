@@ -9,13 +9,13 @@ from typing import Any
 from e2h_jax.data.cards import Card
 from e2h_jax.data.records import read_many, read_records
 from e2h_jax.data.sources.math import MathIndex
-from e2h_jax.data.steps import split_steps
+from e2h_jax.data.steps import split_steps, steps_begun
 from e2h_jax.data.templates import Template, check_written
 from e2h_jax.errors import UserError
 
 SOURCE = "Sampled solutions of our own generator."
 RULES = [
-    "Every step of a sampled solution but its last and its final answer gives a problem record whose `prefix` is the "
+    "Every step of a sampled solution but the last (mostly the final answer) gives a problem record whose `prefix` is the "
     "solution up to it; `of` names the problem, `sample` and `step` (from 0) the place.",
     "Of a problem's solutions with the same text only the first by sample number is used, and of these the first "
     "`per_problem`.",
@@ -38,7 +38,8 @@ def read(config: Any, template: Template, index: MathIndex | None, card: Card) -
     for sample in read_records(config.samples, "sample"):
         problem = problems.get(sample["problem_id"])
         if problem is None:
-            raise UserError(f"{config.samples}: problem_id {sample['problem_id']!r} is not in {config.path}.")
+            remedy = "give the problems that were sampled"
+            raise UserError(f"{config.samples}: problem_id {sample['problem_id']!r} is not in {config.path}; {remedy}.")
         if not config.levels or problem["level"] in config.levels:
             by_problem.setdefault(problem["id"], []).append(sample)
     for identity, samples in by_problem.items():
@@ -55,8 +56,8 @@ def read(config: Any, template: Template, index: MathIndex | None, card: Card) -
 
 def _beginnings(problem: dict, sample: dict, template: Template) -> Iterator[tuple[str, dict]]:
     # Where the problem has a prefix of its own, its steps are none of the sample's.
-    before = template.join_steps(problem.get("prefix", ""), ())
-    whole, first = before + sample["text"], len(split_steps(before, template))
+    whole = template.whole(problem, sample["text"])
+    first = steps_begun(whole, len(whole) - len(sample["text"]), template)
     for number, step in enumerate(split_steps(whole, template)[first:-1]):
         record = {name: problem[name] for name in ("question", "answer", "level", "subject")}
         place = {"of": problem["id"], "sample": sample["sample"], "step": number}

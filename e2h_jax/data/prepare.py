@@ -53,7 +53,7 @@ def defaults() -> ConfigDict:
     config.math = ""  # MATH, for the levels and the test problems of prm800k, metamath, math_shepherd and prmbench
     config.math500 = ""  # MATH500, if the rows of `math` do not tell it ("hub" = the Hub)
     config.split = "prm800k"  # of math: prm800k (12,000/500) | hendrycks (7,500/5,000) | none (hold out `test`)
-    config.levels = ()  # levels to train on, EASY_LEVELS of levels.py say; tests keep all; () = all
+    config.levels = ()  # levels to train on, such as EASY_LEVELS of data/levels.py; tests keep all; () = all
     config.keep_unknown = True  # training records whose problem is not in MATH, whatever `levels` says
     config.neutral = "positive"  # a PRM800K rating of 0: positive | drop (not trained on)
     config.per_question = 0  # metamath: solutions of one question; 0 = all

@@ -167,7 +167,7 @@ def _check(record: Any, kind: str, where: Callable[[], str]) -> dict:
 
 
 def _wrong(where: Callable[[], str], field: str, value: Any, check: Callable[[Any], bool], wanted: str) -> UserError:
-    as_text = f'; write it as text, "{_shown(value)}"' if type(value) in (int, float) and check("") else ""
+    as_text = f'; write it as text, "{_shown(value)}"' if type(value) in (int, float) and check("0") else ""
     return UserError(f'{where()}: field "{field}" must be {wanted}, not {_shown(value, check)}{as_text}.')
 
 
@@ -305,8 +305,8 @@ def read_records(path: str | Path, kind: Kind, first: int = 0, step: int = 1) ->
     data set they are not read.
 
     Raises:
-      UserError: names file:line and field, and the remedy; also for a record with the key of an earlier one (a problem's id, a
-        sample's problem_id and number).
+      UserError: names file:line and field, and the remedy; also for a record with the key of an earlier one of the slice (a
+        problem's id, a sample's problem_id and number).
     """
     yield from _unique(kind, _read(path, kind, first, step))
 
@@ -347,12 +347,12 @@ def select_levels(problems: list[dict], levels: tuple[int, ...]) -> list[dict]:
     """
     if not levels:
         return list(problems)
-    check_levels({problem["level"] for problem in problems}, levels)
+    check_present({problem["level"] for problem in problems}, levels)
     wanted = set(levels)
     return [problem for problem in problems if problem["level"] in wanted]
 
 
-def check_levels(present: Set[int | None], levels: Sequence[int]) -> None:
+def check_present(present: Set[int | None], levels: Sequence[int]) -> None:
     """Raises UserError when one of `levels` is not among the levels that are present."""
     for level in levels:
         if level not in present:

@@ -108,10 +108,15 @@ def split_steps(solution: str, template: Template) -> list[Step]:
     """The steps of a solution in order; the final answer (header and answer) is one step, the last."""
     found = template.paragraphs(solution)
     _, rows, has_answer = _layout(solution, template)
-    steps = [Step(found[row.first].start, row.stop, False) for row in rows]
-    if has_answer:
-        steps[-1] = replace(steps[-1], is_answer=True)
-    return steps
+    return [Step(found[row.first].start, row.stop, has_answer and row is rows[-1]) for row in rows]
+
+
+def steps_begun(whole: str, length: int, template: Template) -> int:
+    """How many steps of a whole solution begin in its first `length` characters: those of its problem's `prefix`.
+
+    The prefix alone does not tell: its last box is its answer, and no answer any more where another box follows.
+    """
+    return sum(step.start < length for step in split_steps(whole, template))
 
 
 class _Encoder:
@@ -248,13 +253,7 @@ def _assemble(
         start = min(begins[row.first] + first.start, end - 1)
         gap, gap_end = begins[row.last] + last.gap, begins[row.last + 1]
         spans[index] = start, end, gap if gap < gap_end else end, gap_end if gap < gap_end else end
-    return EncodedSolution(
-        tokens=np.array(tokens, np.int32),
-        prompt_length=len(prompt),
-        steps=spans[:, :2],
-        separators=spans[:, 2:],
-        has_answer=has_answer,
-    )
+    return EncodedSolution(np.array(tokens, np.int32), len(prompt), spans[:, :2], spans[:, 2:], has_answer)
 
 
 def encode_prompts(tokenizer: Any, questions: Sequence[str], template: Template) -> list[np.ndarray]:

@@ -226,16 +226,20 @@ def recorded_template(path: str | Path) -> Template | None:
     Raises:
       UserError: the record is damaged.
     """
-    path = Path(path)
-    record = (path if path.is_dir() else path.parent) / RECORD
+    record = _record(path)
     return get_template(str(record)) if record.is_file() else None
+
+
+def _record(path: str | Path) -> Path:
+    path = Path(path)
+    return (path if path.is_dir() else path.parent) / RECORD
 
 
 def check_written(path: str | Path, template: Template, field: str) -> None:
     """Raises UserError if `sample` has recorded that the texts in `path` are written in another format than `template`."""
     recorded = recorded_template(path)
     if recorded and not recorded.writes_like(template):
-        name = recorded.name if recorded.name in TEMPLATES else Path(path) / RECORD
+        name = recorded.name if recorded.name in TEMPLATES else _record(path)
         raise UserError(
             f'{path}: these samples were drawn in the template "{recorded.name}", not "{template.name}"; set {field}={name}.'
         )

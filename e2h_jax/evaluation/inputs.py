@@ -57,8 +57,8 @@ class Drawn:
     greedy: list[list[dict]]  # [P][1]: the greedy solution; [] without
     samples: list[list[dict]]  # [P][N]: the sample records; [] without
     step_scores: dict[str, list[list[list[float]]]]  # evaluator -> [P][N][steps]
-    extract_greedy: Callable[[str], str | None]  # finds the final answer in the text of a greedy solution
-    extract: Callable[[str], str | None]  # and in that of a sample
+    extract_greedy: Callable[[Mapping, str], str | None]  # finds the final answer of a problem in a greedy solution's text
+    extract: Callable[[Mapping, str], str | None]  # and in a sample's
 
 
 def read_drawn(name: str, paths: ConfigDict, problems: Sequence[dict], max_samples: int) -> Drawn:
@@ -152,7 +152,7 @@ def _written(where: str, template: str) -> Template | None:
 
 def _extractor(where: str, template: str, path: str) -> Callable[[Mapping, str], str | None]:
     """What finds the final answer in a text of `path` to a problem, written in `template`, see `read_drawn`."""
-    written = _written(where, template) if template else recorded_template(path)
+    written = _written(where, template) if template else recorded_template(path) if path else None
     joined = written or get_template("e2h")
     extract = written.extract_answer if written else extract_answer
     return lambda problem, text: extract(joined.whole(problem, text))

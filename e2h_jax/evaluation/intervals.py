@@ -7,9 +7,9 @@ class Bootstrap:
     """Resamples of a set of problems, drawn once, so that every method and every difference sees the same ones.
 
     Percentile intervals at 95 %. They cover the choice of problems, and with it everything that was drawn for each
-    problem apart: its samples, and the random subsets of them (`estimators.py`). For such noise is part of the
-    differences between the problems' values, which is all that resampling sees. What is common to all problems they do
-    not cover: the models, and the seed that trained them.
+    problem apart: its samples, and the random subsets of them (`estimators.py`). Such noise is part of the differences
+    between the problems' values, and resampling sees only these. Intervals do not cover what is common to all problems:
+    the models, and the seed that trained them.
 
     Args:
       problems: number of problems; 0 gives None for every interval.

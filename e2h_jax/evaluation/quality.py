@@ -14,14 +14,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from e2h_jax.evaluation.voting import THRESHOLDS
+from e2h_jax.evaluation.voting import THRESHOLDS, TIE
 
 
 def auc(scores: np.ndarray, right: np.ndarray) -> float | None:
     """Returns the area under the ROC curve: the probability that a right one scores above a wrong one, ties counting
     half.
 
-    By midranks (Mann and Whitney): O(n log n). None when all are right or all are wrong.
+    By midranks (Mann and Whitney): O(n log n). None when all are right or all are wrong. Scores that differ by rounding
+    alone are tied, as they are in `estimators.best_of_k`.
 
     Args:
       scores: [n].
@@ -32,9 +33,12 @@ def auc(scores: np.ndarray, right: np.ndarray) -> float | None:
     negatives = right.size - positives
     if not positives or not negatives:
         return None
-    _, position, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    order = np.argsort(scores, kind="stable")
+    ranked = np.asarray(scores)[order]
+    tied = np.cumsum(np.diff(ranked, prepend=-np.inf) > TIE * np.abs(ranked)) - 1  # number of each group of equal scores
+    counts = np.bincount(tied)
     midranks = np.cumsum(counts) - (counts - 1) / 2  # ranks from 1; equal scores share the middle of theirs
-    return float((midranks[position][right].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    return float((midranks[tied][right[order]].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def auc_within(scores: np.ndarray, right: np.ndarray, problems: np.ndarray) -> tuple[float | None, int]:

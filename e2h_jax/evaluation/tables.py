@@ -147,17 +147,28 @@ def markdown(results: Mapping, adopted: Mapping[str, str]) -> str:
 
 def subsets_line(rows: Sequence[Mapping]) -> str:
     """Returns which rows are averages over all subsets and which over drawn ones, and how far those may be off."""
-    voted = {row["n"]: row["drawn"] for row in rows if row["drawn"]}
-    if not voted:
+    drawn = max(row["drawn"] for row in rows)
+    if not drawn:
         return "All accuracies are averages over all subsets."
-    error = 50 / (max(voted.values()) * rows[0]["all"]["problems"]) ** 0.5
-    *before, last = map(str, sorted(voted))
-    sizes = f"{', '.join(before)} and {last}" if before else last
+    error = 50 / (drawn * rows[0]["all"]["problems"]) ** 0.5
+    voted: dict[str, dict[int, None]] = {row["generator"]: {} for row in rows}
+    for row in sorted(rows, key=lambda row: row["n"]):
+        if row["drawn"]:
+            voted[row["generator"]][row["n"]] = None
+    if len(set(map(tuple, voted.values()))) == 1:
+        votes = f"votes at N = {_listed(next(iter(voted.values())))}"
+    else:  # of other generators a vote of as many samples is exact, or there is none
+        votes = "votes " + "; ".join(f"of {name} at N = {_listed(sizes)}" for name, sizes in voted.items() if sizes)
     return (
-        f"Averages over all subsets, but for votes at N = {sizes}: {max(voted.values()):,} random subsets of the samples of "
+        f"Averages over all subsets, but for {votes}: {drawn:,} random subsets of the samples of "
         f"each problem, the same ones for all votes. Their standard error is at most {error:.2f} points over all problems, "
         "and the intervals include it."
     )
+
+
+def _listed(sizes: Iterable[int]) -> str:
+    *before, last = map(str, sizes)
+    return f"{', '.join(before)} and {last}" if before else last
 
 
 def _compared(rows: Sequence[Mapping]) -> list[str]:

@@ -8,7 +8,7 @@ from fractions import Fraction
 from e2h_jax.grading import latex, sets, words
 from e2h_jax.grading.latex import Token, UnreadableError
 from e2h_jax.grading.layout import arranged
-from e2h_jax.grading.numerals import ONE_SCALES, SCALES, number_in_words
+from e2h_jax.grading.numerals import NUMBER_WORDS, ONE_SCALES, SCALES, number_in_words
 from e2h_jax.grading.parse import parse
 from e2h_jax.grading.tree import (
     ONE,
@@ -27,7 +27,7 @@ from e2h_jax.grading.tree import (
     Symbol,
     Text,
 )
-from e2h_jax.grading.units import KNOWN_WORDS, begins_unit, unit_start, unit_words
+from e2h_jax.grading.units import KNOWN_WORDS, begins_unit, says_how_many, unit_start, unit_words
 from e2h_jax.grading.values import symbols
 
 MAX_LENGTH = 1000  # characters; MATH's longest answer has 158
@@ -176,13 +176,20 @@ def _is_date(tokens: list[Token]) -> bool:
 
 
 def _number_in_words(tokens: list[Token]) -> Node | None:
-    """Reads `one hundred and five` and `5 and a half` as one number, before "and" makes a list of them."""
-    if not any(_spoken_as(token, "and") for token in tokens):
+    """Reads `one hundred and five` and `5 and a half hours` as one value, before "and" makes a list of them."""
+    if not any("and" in token.text.split() for token in tokens):
         return None
     if not all(token.kind in ("word", "letter", "text", "number", "-") and token.text.isascii() for token in tokens):
         return None
-    value = number_in_words(words.text_words(" ".join(token.text for token in tokens)))
-    return None if value is None else Number(value)
+    said = words.text_words(" ".join(token.text for token in tokens), article=True)
+    for length in range(len(said), 2, -1):
+        if "and" in said[:length] and (value := number_in_words(said[:length])) is not None:
+            rest = said[length:]
+            if "and" in rest or "or" in rest or (rest and rest[0] in NUMBER_WORDS and value.denominator == 1):
+                return None  # one hundred and five hundred
+            node, unit = _scaled(Number(value), " ".join(rest))
+            return Quantity(node, unit) if unit else node
+    return None
 
 
 def _spoken_as(token: Token, word: str) -> bool:
@@ -204,6 +211,8 @@ def _text(content: str) -> Node:
         raise UnreadableError("empty")
     plain = all(token.kind in ("letter", "word", "other", "(", ")", "-", "'", "!") for token in tokens)
     if plain and not _choice(tokens):
+        if (number := _number_in_words(tokens)) is not None:
+            return number
         single = _separated(tokens)
         if len(single) > 1:
             return Collection(tuple(_words(element, force=True) or Text(()) for element in single))
@@ -356,13 +365,22 @@ def _words(tokens: list[Token], force: bool = False) -> Node | None:
         return None
     if len(found) == 1 and found[0].isdecimal() and found[0].isascii():
         return Number(Fraction(found[0]))
-    number = number_in_words(found)
-    if number is not None:
-        return Number(number)
-    for length in range(min(len(found) - 1, 8), 0, -1):  # twenty one apples
-        if not found[0].isdigit() and (number := number_in_words(found[:length])) is not None:
-            return Quantity(Number(number), " ".join(found[length:])) if begins_unit(found[length]) else Text(found)
-    return Text(found)
+    said = words.text_words(spoken, article=True)
+    for given in (found, said):
+        if (number := number_in_words(given)) is not None:
+            return Number(number)
+    return _counted(found) or _counted(said) or Text(found)
+
+
+def _counted(said: tuple[str, ...]) -> Quantity | None:
+    """Reads `twenty one apples`, `a dozen eggs`, `a third of the pie`; but `a third man` is no third."""
+    for length in range(0 if said[0].isdigit() else min(len(said) - 1, 8), 0, -1):
+        if (number := number_in_words(said[:length])) is not None:
+            unit = " ".join(said[length:])
+            named = begins_unit(said[length]) and (number >= 1 or said[0] not in ("a", "an"))
+            of = said[length] == "of" and number < 1
+            return Quantity(Number(number), unit) if named or of or says_how_many(unit) else None
+    return None
 
 
 def spelled(node: Node) -> tuple[str, ...] | None:

@@ -10,6 +10,7 @@ from fractions import Fraction
 from e2h_jax.grading import sets
 from e2h_jax.grading.answer import clock, spelled
 from e2h_jax.grading.matrices import as_matrix
+from e2h_jax.grading.numerals import is_number_unread
 from e2h_jax.grading.relations import (
     approximates,
     by_component,
@@ -49,7 +50,7 @@ from e2h_jax.grading.tree import (
     mapped,
     signed,
 )
-from e2h_jax.grading.units import in_letters, unit_words, units_agree
+from e2h_jax.grading.units import in_letters, says_how_many, unit_words, units_agree
 from e2h_jax.grading.values import UndecidableError, exact, numerator, ratio_is_constant, symbols
 from e2h_jax.grading.words import run_together
 
@@ -165,7 +166,7 @@ def _quantities(one: Node, other: Node) -> bool:
         equal = _collections(first, second)
     else:
         equal = same(first, second)
-    if equal and agree is None:
+    if agree is None and (equal or says_how_many(unit or other_unit)):
         raise UndecidableError
     return equal
 
@@ -193,6 +194,9 @@ def _texts(one: Node, other: Node) -> bool:
                 return same(text, node.operands[1])
         if {type(one), type(other)} <= {Text, Symbol, SetOperation, Bracket}:
             return _as_sets(one, other) is True
+        text, node = (one, other) if type(one) is Text else (other, one)
+        if isinstance(node, SCALARS) and is_number_unread(text.words):
+            raise UndecidableError
         return False
     return run_together(words[0]) == run_together(words[1])
 

@@ -17,12 +17,19 @@ from fractions import Fraction
 from e2h_jax.grading import strict
 from e2h_jax.grading.answer import MAX_LENGTH, Answer, read
 from e2h_jax.grading.compare import same
+from e2h_jax.grading.numerals import NUMBER_WORDS, SCALES
 from e2h_jax.grading.tree import Collection, Number, Quantity, Residue
 from e2h_jax.grading.values import UndecidableError, exact
 
 Answered = str | int | float | Fraction | Decimal
 RULES = ("strict", "default", "numeric")
 _NUMBER = re.compile(r"-?\$?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|-?\$?\.[0-9]+", re.ASCII)
+# Words behind a number that its value depends on: `5 lakh`, `5 hundred thousandths`, `it is 5 and a half`.
+_SCALED = re.compile(
+    rf"[0-9](?:[\s-]+(?:{'|'.join((*SCALES, 'lakh', 'crore', 'myriad', 'googol', 'squared', 'cubed', 'factorial'))})"
+    rf"|\s+and\s+(?:an?\s+)?(?:{'|'.join(NUMBER_WORDS)}))\b",
+    re.IGNORECASE,
+)
 
 
 class Verdict(str):
@@ -139,7 +146,10 @@ def _same(given: Answer, truth: Answer) -> bool:
 
 
 def _numeric(prediction: str, reference: str) -> Verdict:
-    given, truth = _number(prediction), _number(reference)
+    try:
+        given, truth = _number(prediction), _number(reference)
+    except UndecidableError:
+        return Verdict("undecided", "undecidable")
     if truth is None:
         return Verdict("undecided", "unparsable_reference")
     if given is None:
@@ -148,12 +158,20 @@ def _numeric(prediction: str, reference: str) -> Verdict:
 
 
 def _number(text: str) -> Fraction | None:
-    """Returns the number of an answer: after `####` where that stands, the value of the whole, or the only number in it."""
+    """Returns the number of an answer: after `####` where that stands, the value of the whole, or the only number in it.
+
+    Other words do not count (`5 apples`), but UndecidableError for those that scale the number and could not be read.
+    """
     text = text.rpartition("####")[2].strip()
-    node = read(text).node
-    if type(node) in (Quantity, Residue):
+    node, rest = read(text).node, ""
+    if type(node) is Quantity:
+        node, rest = node.value, f"1 {node.unit}"
+    elif type(node) is Residue:
         node = node.value
-    if node is not None and type(node) is not Collection and (value := exact(node)) is not None:
+    value = None if node is None or type(node) is Collection else exact(node)
+    if _SCALED.search(text if value is None else rest):
+        raise UndecidableError
+    if value is not None:
         return value
     found = [match.replace("$", "").replace(",", "") for match in _NUMBER.findall(text.replace(r"\$", "$").replace(r"\!", ""))]
     return Fraction(found[0]) if len(found) == 1 and len(found[0]) < 400 else None
@@ -168,7 +186,10 @@ def answer_key(answer: Answered, rules: str = "default") -> str:
         case "strict":
             return strict.strict_key(answer)
         case "numeric":
-            value = _number(answer)
+            try:
+                value = _number(answer)
+            except UndecidableError:
+                value = None
             return answer.strip() if value is None else f"={value.numerator:x}/{value.denominator:x}"
     seen = read(answer)
     value = exact(seen.node) if type(seen.node) is Number else None

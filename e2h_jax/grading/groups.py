@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from e2h_jax.grading.equality import answer_key, is_equal
+from e2h_jax.grading.equality import Answered, answer_key, as_text, is_equal
 
 
-def group_answers(answers: Sequence[str | None], rules: str = "default") -> list[int]:
-    """Returns the number of each answer's group; -1 for None. Groups are numbered from 0 as they first occur.
+def group_answers(answers: Sequence[Answered | None], rules: str = "default") -> list[int]:
+    """Returns the number of each answer's group; -1 for None and what else is no answer (`equality.as_text`). Groups are
+    numbered from 0 as they first occur.
 
     Answers with the same key are one candidate, and so are keys whose answers grade equal. Being equal is not quite
     transitive: `5` is `5 cm` and is `5 m`, which are not each other. So keys join in order of their votes, each the first
@@ -15,7 +16,7 @@ def group_answers(answers: Sequence[str | None], rules: str = "default") -> list
 
     With `strict` rules the key decides alone: those rules are no equivalence relation, and the key is the closest one.
     """
-    keys = [None if answer is None else answer_key(answer, rules) for answer in answers]
+    keys = [None if as_text(answer) is None else answer_key(answer, rules) for answer in answers]
     votes = Counter(key for key in keys if key is not None)
     first = {key: answer for key, answer in reversed(list(zip(keys, answers, strict=True))) if key is not None}
     groups: list[list[str]] = []

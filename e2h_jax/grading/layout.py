@@ -16,7 +16,7 @@ def arranged(tokens: list[Token]) -> list[Token]:
     """Returns the tokens in one line: alignment marks left out, a comma between equations, open ends in round brackets."""
     if any(token.kind in ("&", "\\\\", "begin") for token in tokens):
         tokens = _in_one_line(tokens)
-    if sum(token.kind in ("[", "]") for token in tokens) > 0:
+    if any(token.kind in ("[", "]") for token in tokens):
         tokens = _with_round_brackets(tokens)
     return tokens
 

@@ -22,7 +22,8 @@ SCALES = {word: Fraction(n) for word, n in (MULTIPLES | _GROUPS | _MANY).items()
 SCALES |= {word: Fraction(1, n) for word, n in _PARTS.items() if word != "quarters"}
 ONE_SCALES = {word: Fraction(1, n) for word, n in _ONE_PART.items() if word != "quarter"}  # after the number one alone
 # Words that say how many, in any of the ways above: none of them is a unit or the name of what is counted.
-NUMBER_WORDS = frozenset([*_SMALL, *MULTIPLES, *_GROUPS, *_MANY, *_PARTS, *_ONE_PART, "myriad", "googol", "lakh", "crore"])
+_UNREAD = frozenset("myriad googol lakh crore pair pairs couple couples".split())
+NUMBER_WORDS = _UNREAD.union(_SMALL, MULTIPLES, _GROUPS, _MANY, _PARTS, _ONE_PART)
 
 
 def number_in_words(words: tuple[str, ...]) -> Fraction | None:
@@ -37,6 +38,13 @@ def number_in_words(words: tuple[str, ...]) -> Fraction | None:
         value = _magnitude(words[1:])
         return None if value is None or words[-1] in ("squared", "cubed") else -value
     return _magnitude(words)
+
+
+def is_number_unread(words: tuple[str, ...]) -> bool:
+    """Returns whether words that are no number by `number_in_words` are words of numbers only: `ten thousandths`, `third`."""
+    numbers = [word for word in words if word in NUMBER_WORDS or word in ("squared", "cubed", "factorial")]
+    others = [word for word in words if word not in numbers and len(word) > 1 and not word.isdecimal()]
+    return bool(numbers) and {"and", "plus", "minus", "negative", "point", "an"}.issuperset(others)
 
 
 def _magnitude(words: tuple[str, ...]) -> Fraction | None:

@@ -142,7 +142,6 @@ class _Parser(Binders):
             raise UnreadableError("mod within a sum")
         return Call("mod", (node, modulus))
 
-
     def product(self) -> Node:
         factors = [self.power()]
         while True:

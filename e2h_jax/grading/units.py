@@ -78,7 +78,6 @@ _FILLERS = frozenset("a an the of in is are approximately about around".split())
 _UNIT_WORD = re.compile(r"([a-z°$%]+)|\^?\s*\{?\s*(-?[0-9]+)\s*\}?|(/)")
 
 
-
 def _folded(unit: str) -> str:
     text = unit.casefold().replace("a.m", "am").replace("p.m", "pm")
     return re.sub(r"\bper(?!cent)\b", "/", text.replace("mph", "mile per hour").replace("kph", "km per hour"))
@@ -127,12 +126,13 @@ def is_length(word: str) -> bool:
 _SAYS_MORE = frozenset(
     "plus minus times less more fewer least most greater smaller over under above below beyond up down than not no non none "
     "without except excluding unless nor neither versus negative opposite inverse reciprocal squared cubed square cube "
-    "factorial power root double twice triple thrice fold pair couple myriad mod modulo base binary octal hexadecimal "
+    "factorial power root double twice triple thrice fold mod modulo base binary octal hexadecimal "
     "decimal basis remainder is are was were be has have had does do did equals means becomes choose to from by through "
     "until between if when where but yet only because since as all any every some infinite infinity imaginary conjugate "
     "logarithm log percentiles quartiles deciles permille mille ppm ago before after off divided multiplied added "
     "subtracted this that these those it its he she they we you i".split()
 )
+_HOW_MANY = re.compile(rf"^\W*(?:{'|'.join(sorted(NUMBER_WORDS))})\b|\bof\b[^a-z]*[0-9]", re.IGNORECASE)
 _NOUNS_IN_THS = frozenset("months paths lengths widths depths baths births deaths mouths moths booths myths".split())
 _AFTER_NOUN = frozenset("total altogether each apiece long tall wide high deep old apart respectively".split())
 _NOUNS = frozenset(
@@ -148,6 +148,11 @@ def _may_change_the_value(word: str) -> bool:
     return part or word in NUMBER_WORDS or word in _SAYS_MORE
 
 
+def says_how_many(unit: str) -> bool:
+    """Returns whether the words after a value may say what it is multiplied by: `pairs`, `quarters`, `of 20`."""
+    return _HOW_MANY.search(unit) is not None
+
+
 @functools.lru_cache(maxsize=1 << 12)
 def says_only_what(unit: str, one: bool) -> bool:
     """Returns whether the words after a value only say what is counted or measured: `cm^2`, `distinct integers`.
@@ -155,7 +160,7 @@ def says_only_what(unit: str, one: bool) -> bool:
     Known units do, and what reads as the plural of a noun (`ways`, `boxes of candy`); after the value 1 (`one`) any noun does.
     No other word does: it may change the value (`5 squared`, `5 degrees below zero`).
     """
-    text = _EXPONENT.sub(" ", _folded(unit))
+    text = _EXPONENT.sub(" ", _folded(unit)).replace("ordered pairs", "tuples")
     if re.search(r"[^a-z°%$€£¥₹/{}().,;:'~\s-]", text):
         return False
     segments = [re.findall(r"[a-z']+|[°%$€£¥₹]", segment) for segment in _SEGMENT.split(text)]

@@ -38,15 +38,18 @@ _SAME = {
 
 
 @functools.lru_cache(maxsize=1 << 14)
-def text_words(text: str) -> tuple[str, ...]:
-    """Returns the words of a text answer, case-folded: no punctuation, no articles, dates and times in one spelling."""
+def text_words(text: str, article: bool = False) -> tuple[str, ...]:
+    """Returns the words of a text answer, case-folded: no punctuation, dates and times in one spelling.
+
+    An article at its start is left out; `article` keeps "a" and "an", which may say how many: `a third`.
+    """
     folded = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
     folded = _MINUS.sub(" minus ", folded.replace("a.m", "am").replace("p.m", "pm")).replace("-", " ").replace("’", "'")
     words = []
     for word in _TEXT_WORD.findall(folded):
         ordinal = _ORDINAL.fullmatch(word)
         words.append(ordinal[1] if ordinal else word)
-    if len(words) > 1 and words[0] in ("a", "an", "the"):
+    if len(words) > 1 and words[0] in (("the",) if article else ("a", "an", "the")):
         words = words[1:]
     if len(words) == 1 or any(word.isdigit() for word in words):
         words = [_ABBREVIATIONS.get(word, word) for word in words]

@@ -19,7 +19,7 @@ from e2h_jax.data.records import has_answer
 from e2h_jax.data.rewrite import rewrite
 from e2h_jax.data.rollout import Rollout
 from e2h_jax.data.sampled_steps import locate
-from e2h_jax.data.steps import READ_AT, EncodedSolution, check_tag, encode_solutions, split_steps
+from e2h_jax.data.steps import READ_AT, EncodedSolution, check_tag, encode_solutions, steps_begun
 from e2h_jax.data.templates import Template, get_template
 from e2h_jax.data.tokenizer import end_ids, load_tokenizer
 from e2h_jax.errors import UserError, naming, nearest
@@ -136,7 +136,8 @@ class Judge:
         answers = [template.extract_answer(text) for text in texts]
         verdicts = self._grade(rollouts, answers)  # while the device computes
         if self._model:
-            before = [len(split_steps(template.whole(rollout.problem, ""), template)) for rollout in rollouts]
+            lengths = [len(text) - len(rollout.text) for text, rollout in zip(texts, rollouts, strict=True)]
+            before = [steps_begun(text, length, template) for text, length in zip(texts, lengths, strict=True)]
             # Of a rollout that goes on from within the answer, the answer's score is all there is.
             scores = [
                 None if found is None else align(found[first:] or found[-1:], len(solution.steps))

@@ -26,7 +26,7 @@ from e2h_jax.data.dataset import show as show_dataset
 from e2h_jax.data.dataset import write_dataset
 from e2h_jax.data.prefixes import prefix_id
 from e2h_jax.data.records import has_answer, read_many, read_records
-from e2h_jax.data.steps import Step, split_steps
+from e2h_jax.data.steps import Step, split_steps, steps_begun
 from e2h_jax.data.storage import as_json
 from e2h_jax.data.templates import Template, check_written, get_template
 from e2h_jax.data.unanswered import Unanswered
@@ -115,8 +115,8 @@ class _Grader:
 
     def steps(self, text: str, problem: dict) -> tuple[str, list[Step]]:
         """The whole solution, and those of its steps that are not of the problem's prefix."""
-        whole, before = (self.template.whole(problem, written) for written in (text, ""))
-        return whole, split_steps(whole, self.template)[len(split_steps(before, self.template)) :]
+        whole = self.template.whole(problem, text)
+        return whole, split_steps(whole, self.template)[steps_begun(whole, len(whole) - len(text), self.template) :]
 
     def check(self, found: Unanswered, path: str) -> None:
         """Raises UserError if too many solutions of `path` have no answer."""
@@ -157,7 +157,9 @@ def _outcomes(config: ConfigDict, grader: _Grader, card: Card) -> Iterator[dict]
             different.setdefault(sample["text"], sample)
         card.counts["solutions with the text of another"] += len(samples) - len(different)
         written = [(sample, *grader.steps(sample["text"], problem)) for sample in different.values()]
-        kept = [(sample, whole, steps) for sample, whole, steps in written if steps][: config.per_problem or None]
+        stepped = [(sample, whole, steps) for sample, whole, steps in written if steps]
+        card.counts["solutions without a step of their own, left out"] += len(written) - len(stepped)
+        kept = stepped[: config.per_problem or None]
         right = {sample["sample"]: grader.is_right(whole, problem) for sample, whole, _ in kept}
         chosen = balance(right, config.ratio, f"labels-{config.seed}-{identity}")
         card.counts["questions"] += 1

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from e2h_jax.data.records import read_many
 from e2h_jax.data.rewrite import rewrite
-from e2h_jax.data.steps import READ_AT, EncodedSolution, check_tag, encode_solutions, split_steps
+from e2h_jax.data.steps import READ_AT, EncodedSolution, check_tag, encode_solutions, steps_begun
 from e2h_jax.data.storage import ShardWriter, check_same, digest
 from e2h_jax.data.templates import check_written, get_template, recorded_template
 from e2h_jax.data.tokenizer import load_tokenizer
@@ -95,10 +95,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
                 "name the template that they are written in (config.written_in)"
             )
         asked = [problems[sample["problem_id"]] for sample in samples]
-        texts = [written.whole(problem, sample["text"]) for problem, sample in zip(asked, samples, strict=True)]
-        texts = [rewrite(text, written, template) for text in texts]
+        wholes = [written.whole(problem, sample["text"]) for problem, sample in zip(asked, samples, strict=True)]
+        lengths = [len(whole) - len(sample["text"]) for whole, sample in zip(wholes, samples, strict=True)]
+        begun = [steps_begun(whole, length, written) for whole, length in zip(wholes, lengths, strict=True)]
+        texts = [rewrite(whole, written, template) for whole in wholes]
         encoded = encode_solutions(tokenizer, [problem["question"] for problem in asked], texts, template, add_eos=False)
-        begun = [len(split_steps(written.whole(problem, ""), written)) for problem in asked]
         # The plan is that of all samples, whatever was scored before: a resumed run computes the very same batches.
         missing, total = {index for index, sample in enumerate(samples) if key(sample) not in writer.done}, len(samples)
         fitting = _fitting(config, samples, encoded, model_config.max_length)

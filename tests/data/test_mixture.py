@@ -174,6 +174,13 @@ def test_a_record_of_just_the_limit_stays_and_levels_choose(parts, mixed, tokeni
     assert summary[f"prm: records of more than {size - 1} tokens, left out"] == 300
     write_records(tmp_path / "orm.jsonl", [r | {"level": 1 + n % 2} for n, r in enumerate(parts["orm"])])
     assert {r["number"] % 2 for r in mixed(levels=(1,))[0] if r["part"] == "orm"} == {0}
+    write_records(tmp_path / "orm.jsonl", [r | {"level": 1 if n % 2 else None} for n, r in enumerate(parts["orm"])])
+    assert {r["number"] % 2 for r in mixed(levels=(1,))[0] if r["part"] == "orm"} == {1}  # no level is none of them
+
+
+def test_a_record_s_part_is_the_mixture_s_own(parts, mixed, tmp_path):
+    write_records(tmp_path / "orm.jsonl", [r | {"part": "of another mixture"} for r in parts["orm"]])
+    assert {r["part"] for r in mixed(mixture_by="records")[0]} == {"prm", "orm"}
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_absent_nullable_fields_read_as_none(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "change", "message"),
     [
-        ("problem", {"id": 7}, 'field "id" must be text that is not empty, not 7'),
+        ("problem", {"id": 7}, 'field "id" must be text that is not empty, not 7; write it as text, "7"'),
         ("problem", {"level": 6}, 'field "level" must be an integer from 1 to 5, or null, not 6'),
         ("problem", {"level": "Level 3"}, 'field "level" must be an integer from 1 to 5, or null, not "Level 3"'),
         ("problem", {"level": True}, 'field "level" must be an integer'),

@@ -309,6 +309,16 @@ def test_a_step_begins_behind_the_blank_lines_before_it(words_and_newlines):
     assert (encoded.separators - encoded.prompt_length).tolist() == [[4, 7], [12, 12]]
 
 
+def test_an_answer_of_two_pieces_begins_behind_the_white_space_of_the_first(tokenizers):
+    """White space in front of the header is in its piece, and of no step; the second piece, the answer, has none."""
+    for kind in ("bpe", "bytes"):
+        tokenizer = getattr(tokenizers, kind)
+        encoded = encode_solution(tokenizer, "q", "a\n\n\t\t# Answer\n\n7", TEMPLATE, add_eos=False)
+        (start, end), (before, _) = encoded.steps[1], encoded.separators[1]
+        assert tokenizer.decode(encoded.tokens[start:end]) == "# Answer\n\n7" and before == end == len(encoded.tokens)
+        assert start > encoded.separators[0, 1]
+
+
 def test_a_step_of_dropped_characters_is_read_at_the_token_before_it(tokenizers):
     tokenizer = copy.deepcopy(tokenizers.words)
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("~", "")

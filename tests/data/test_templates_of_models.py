@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from e2h_jax.data import prepare
 from e2h_jax.data.batches import language_model_example
 from e2h_jax.data.records import read_many
+from e2h_jax.data.rewrite import rewrite
 from e2h_jax.data.steps import (
     READ_AT,
     encode_continuations,
@@ -110,7 +111,25 @@ def test_a_long_run_of_white_space_takes_no_time():
 
 
 def test_a_solution_that_has_a_box_gets_no_second():
-    assert get_template("qwen_boxed").format_solution(["So $\\boxed{2}$."], "2") == "So $\\boxed{2}$."
+    boxed = get_template("qwen_boxed")
+    assert boxed.format_solution(["So $\\boxed{2}$."], "2") == "So $\\boxed{2}$."
+    for steps in (["So $\\boxed{3}$."], ["So $\\boxed{2}$.", "Check."]):  # but one of another answer, or on the way, does
+        assert boxed.format_solution(steps, "2") == "\n\n".join([*steps, "The final answer is $\\boxed{2}$."])
+
+
+def test_a_box_without_braces_ends_where_its_step_does():
+    text = "Step 1: The answer is: \\boxed 9ки"
+    assert get_template("math_shepherd").extract_answer(text) == "9"
+
+
+def test_all_boxes_of_a_step_are_hidden():
+    assert get_template("qwen_boxed").find_answer(get_template("qwen_boxed").hide_answers("\\boxed{1}, \\fbox 2")) is None
+
+
+def test_templates_that_differ_in_the_opening_do_not_write_alike():
+    qwen, llama, deepseek = (get_template(f"{name}_boxed") for name in ("qwen", "llama3", "deepseek"))
+    assert qwen.writes_like(llama) and not qwen.writes_like(deepseek)
+    assert rewrite("So \\boxed{2}.", qwen, deepseek) == " So \\boxed{2}."
 
 
 def test_stop_strings_end_an_answer():
@@ -118,6 +137,8 @@ def test_stop_strings_end_an_answer():
     shots = few_shot(TEMPLATES["e2h"], [{"question": "0?", "solution": "# Answer\n\n0"}], "x")
     assert shots.stop == ("\n# Question",) and shots.until_stop(text) == "Add.\n\n# Answer\n\n2\n"
     assert get_template("deepseek_boxed").extract_answer("\\boxed{1}\n\nUser: 2\n\n\\boxed{3}") == "1"
+    qwen = get_template("qwen_boxed")  # the first in the text, whichever the template names first
+    assert qwen.until_stop("a<|endoftext|>b<|im_start|>c<|im_end|>d") == "a" == qwen.until_stop("a")
 
 
 def chat_tokenizer(tokenizers):

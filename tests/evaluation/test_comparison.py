@@ -30,3 +30,34 @@ def test_methods_agree_on_one_sample_and_rows_tell_which_subsets_were_drawn():
     assert "votes at N = 4, 8, 16, 32, 64, 128, 256 and 512: 1,024 random subsets" in line
     assert "at most 0.29 points" in line  # 50 / sqrt(1024 · 30)
     assert tables.subsets_line([row for row in rows if row["n"] in (1, 2)]) == "All accuracies are averages over all subsets."
+    some = [row for row in rows if row["n"] in (1, 4, 16)]
+    same = [row | {"generator": "same"} for row in some]
+    assert "but for votes at N = 4 and 16: 1,024 random" in tables.subsets_line([*some, *same])
+    four = [row | {"generator": "four", "drawn": 0} for row in rows if row["n"] in (1, 2, 4)]  # of 4 samples all are taken
+    assert "but for votes of g at N = 4 and 16: 1,024 random" in tables.subsets_line([*four, *some])
+    fewer = [row | {"generator": "fewer"} for row in some if row["n"] < 16]
+    assert "votes of fewer at N = 4; of g at N = 4 and 16: 1,024" in tables.subsets_line([*four, *fewer, *some])
+
+
+def test_each_generator_is_compared_with_its_own_majority():
+    """One is always right, the other never; their weighted votes decide as their majorities do."""
+    found = []
+    for name, right in (("good", True), ("bad", False)):
+        correct = np.full((4, 2), right)
+        of = Generator(name, None, correct, np.zeros((4, 2), int), None, [], [], {"prm": [[[0.5], [0.5]]] * 4}, {})
+        found += comparison.methods(of, comparison.solution_scores(of, ("prod",)), np.random.default_rng(0))
+    groups = comparison.Groups([1] * 4, (1,), (5,), [None] * 4, 200, 0)
+    rows = comparison.paired_rows(found, groups)
+    assert {row["generator"] for row in rows} == {"good", "bad"}
+    assert [row["all"]["difference"] for row in rows] == [0.0] * len(rows)
+
+
+def test_step_labels_go_by_the_sample_s_number_not_by_its_place():
+    samples = [[{"sample": 3}, {"sample": 0}]]
+    correct = np.array([[True, False]])
+    of = Generator("g", None, correct, np.array([[0, 1]]), None, samples, [], {"prm": [[[0.9, 0.8], [0.1, 0.2]]]}, {})
+    groups = comparison.Groups([1], (1,), (5,), [None], 200, 0)
+    labels = {("p", 3): [1.0, 1.0], ("p", 0): [0.0, 0.0], ("p", 1): [None, None], ("q", 0): [1.0, 1.0]}
+    scores = comparison.solution_scores(of, ("prod",))
+    (row,) = comparison.quality_rows(of, scores, ["p"], labels, ("prod",), groups)
+    assert (row["steps"]["all"]["steps"], row["steps"]["all"]["right"], row["steps"]["all"]["auc"]) == (4, 2, 1.0)

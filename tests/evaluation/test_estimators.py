@@ -199,6 +199,13 @@ def test_random_subsets_estimate_what_all_subsets_give(monkeypatch):
     np.testing.assert_array_equal(random, vote_at_k(answers, correct, weights, 4, RNG(0)))
 
 
+def test_in_drawn_subsets_too_answers_of_weight_0_are_tied():
+    answers = np.arange(64)[None] % 2
+    assert drawn(64, 8) == 1024
+    (found,) = vote_at_k(answers, answers == 0, np.zeros((1, 1, 64)), 8, RNG(0))
+    assert found == pytest.approx(0.5, abs=0.02)
+
+
 def test_intervals_include_the_noise_of_drawn_subsets():
     """Many problems with the same samples differ by the subsets alone; shared subsets would give an interval without width."""
     samples, k, right, count = 64, 8, 33, 400

@@ -15,6 +15,17 @@ def test_auc_is_the_share_of_ordered_pairs(pairs):
     assert auc(scores, right) == (pytest.approx(np.mean(won)) if won else None)
 
 
+def test_scores_that_differ_by_rounding_alone_are_tied():
+    """As in best-of-k: products of the same step scores in another order, small ones and negative sums too."""
+    for scale in (1, 1e-8, -50):
+        scores = scale * np.array([0.1 * 0.2 * 0.3, 0.3 * 0.2 * 0.1])
+        assert scores[0] != scores[1]
+        assert auc(scores, np.array([True, False])) == auc(scores, np.array([False, True])) == 0.5
+    scores = np.array([0.9, 0.7 + 1e-6, 0.7, 0.9 + 1e-12, 0.0, 0.0])
+    # 0.9 is tied with 0.9 and above 0.7 and 0; 0.7 is below 0.9 and 0.7, above 0; 0 is tied with 0 alone
+    assert auc(scores, np.array([True, False, True, False, True, False])) == pytest.approx((2.5 + 1 + 0.5) / 9)
+
+
 SCORES = st.sampled_from([0.0, 0.1, 0.5, 0.9])
 
 

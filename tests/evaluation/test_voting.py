@@ -60,9 +60,10 @@ def test_sums_that_differ_by_rounding_alone_are_tied():
     totals = np.array([0.1 + 0.2 + 0.3, 0.3 + 0.2 + 0.1])
     assert totals[0] != totals[1]
     assert winning_accuracy(totals, np.array([True, True]), np.array([1.0, 0.0])) == 0.5
-
-
     assert winning_accuracy(np.array([1.0, 1 - 1e-6]), np.array([True, True]), np.array([1.0, 0.0])) == 1
+    for scale in (1e-12, 1e12):  # products of many steps are small: what counts is the share
+        assert winning_accuracy(scale * np.array([2.0, 1.0]), np.array([True, True]), np.array([1.0, 0.0])) == 1
+        assert winning_accuracy(scale * totals, np.array([True, True]), np.array([1.0, 0.0])) == 0.5
 
 
 def test_every_column_of_totals_is_a_vote_of_its_own():

@@ -32,6 +32,8 @@ def test_without_a_rule_it_is_any():
         ("the answer is $\\boxed{4}$.", "sentence", "4"),
         ("Final answer: x = 2", "sentence", "x = 2"),
         (r"so \boxed{7}", "sentence", "7"),
+        (r"so \boxed{7}. The answer is 8.", "sentence", "8"),
+        (r"The answer is 8, not \fbox", "sentence", None),
         (r"so \boxed{7}, the answer is \boxed{", "sentence", None),
         ("", "sentence", None),
     ],

@@ -32,6 +32,27 @@ def test_numbers_are_answers(number):
     assert answer_key(number) == answer_key("72") and group_answers([number, "72", "73", None]) == [0, 0, 1, -1]
 
 
+def test_the_number_of_a_text_and_words_that_scale_it():
+    """By the numeric rules other words do not count, GSM8K's convention; but a word that scales the number is no other word."""
+    for text, value in {
+        "5 apples": "5",
+        "5 kg": "5",
+        "2 pairs": "2",
+        "3 quarters": "3",
+        "5 third graders": "5",
+        "5 hundredths": "0.05",
+        "5 dozen eggs": "60",
+        "2 and a half hours": "2.5",
+        r"\$5 million": "5000000",
+    }.items():
+        assert grade(text, value, "numeric") == grade(value, text, "numeric") == "correct", text
+    for text in ("5 hundred thousandths", "-5 squared", "5 lakh", "it is 5 dozen eggs", "is 5 and a half", "-5 cubed"):
+        for value in ("5", "-5", "0.005", "500000"):
+            assert grade(text, value, "numeric") == grade(value, text, "numeric") == "undecided", text
+        assert answer_key(text, "numeric") == text
+    assert group_answers(["5 lakh", "5", "5 lakh", "500000"], "numeric") == [0, 1, 0, 2]
+
+
 def test_small_and_large_numbers_as_answers():
     assert is_equal(0.1, r"\frac1{10}") and is_equal(1e-7, "0.0000001") and is_equal(-1e22, "-10^{22}") and is_equal(0, "0")
     assert is_equal(Fraction(1, 3), r"\frac13") and not is_equal(0.3333, r"\frac13")
@@ -44,6 +65,8 @@ def test_small_and_large_numbers_as_answers():
 def test_what_is_no_answer(thing):
     assert grade(thing, "72") == "wrong" and answer_key(thing) == ""
     assert grade("72", thing) == "undecided" and grade("72", thing).reason == "unparsable_reference"
+    for rules in RULES:
+        assert group_answers([thing, "5", thing, None], rules) == [-1, 0, -1, -1]  # no candidate
 
 
 def test_numbers_go_through_the_pool():

@@ -167,6 +167,19 @@ def test_a_rollout_that_goes_on_from_within_its_answer_has_the_answer_s_score(wo
     assert shaped.parts["process"] == pytest.approx(world["same"].plain_scores(whole)[-1] - 1, abs=1e-5)
 
 
+def test_a_box_in_the_prefix_is_no_answer_where_another_follows(make, tokenizers, monkeypatch):
+    """By itself the prefix ends with its box, and what stands behind it would be no step of it."""
+    judge = make("boxed", template=BOXED, tokenizer=tokenizers["bpe"], process="min", scale=1.0, upper_bound=1.0)
+    monkeypatch.setattr(judge._model, "scores", lambda *_: lambda: [[0.9, 0.2, 0.8, 0.7]])
+    problem = {"id": "p", "question": "a=1", "answer": "5", "prefix": "First \\boxed{3}.\n\nThen we go on."}
+    text = "Add two.\n\nSo \\boxed{5}."
+    tokens = np.array([*tokenizers["bpe"].encode(text, add_special_tokens=False), 1], np.int32)
+    zeros = np.zeros(len(tokens), np.float32)
+    (shaped,) = judge([Rollout(problem, 0, np.ones(1, np.int32), tokens, zeros, zeros, True, text)])
+    assert shaped.parts["scorable"] == shaped.parts["outcome"] == 1
+    assert shaped.parts["process"] == pytest.approx(0.7 - 1.0)  # of "Add two." and the answer
+
+
 def test_the_paper_s_preset(world, make, llama2_like, texts):
     judge, newline = make("lines", tokenizer=llama2_like, **shaping.paper()), llama2_like.convert_tokens_to_ids("\n")
     rollouts = [sampled(llama2_like, problem, text, stopped=i % 4 > 0) for i, (problem, text) in enumerate(texts[:40:5])]

@@ -154,6 +154,24 @@ def test_a_problem_s_prefix_begins_its_solutions(files):
     ]
 
 
+def test_a_box_in_the_prefix_is_no_answer_where_another_follows(files):
+    """By itself the prefix ends with its box, and what stands behind it would be no step of it."""
+    prefix, text = "First \\boxed{3}.\n\nThen we go on.", "Add two.\n\nSo \\boxed{9}."
+    write_records(files / "problems.jsonl", [{"id": "p/9", "question": "9?", "answer": "9", "level": 1, "prefix": prefix}])
+    write_records(files / "samples.jsonl", [sample("p/9", 0, text), sample("p/9", 1, "more")])
+    summary, records = run(files, ratio=0, template="qwen_boxed")
+    assert [(r["prefix"], r["steps"], r["labels"]) for r in records] == [(prefix, ["Add two.", "So \\boxed{9}."], [1.0, 1.0])]
+    assert summary["solutions without a step of their own, left out"] == 1  # "more", behind the box that is the answer
+    paths = {"source": "prefixes", "path": str(files / "problems.jsonl"), "problems": None}
+    _, prefixes = run(files, prepare, **paths, template="qwen_boxed")
+    assert [(p["id"], p["prefix"]) for p in prefixes] == [("p/9#0.0", f"{prefix}\n\nAdd two.")]
+    write_records(files / "prefixes.jsonl", prefixes)
+    write_records(files / "completions.jsonl", [sample(p["id"], 0, "So \\boxed{8}.") for p in prefixes])
+    fields = {"method": "completions", **{n: str(files / f"{n}.jsonl") for n in ("prefixes", "completions")}}
+    _, records = run(files, **fields, template="qwen_boxed")
+    assert [(r["steps"], r["labels"]) for r in records] == [(["Add two.", "So \\boxed{9}."], [0.0, 1.0])]
+
+
 def test_solutions_in_another_format_are_refused(files):
     r"""Boxed answers read as e2h have none: all would be labelled wrong."""
     boxed = [sample("p/2", n, f"Way {n}.\n\nSo \\boxed{{2}}") for n in range(3)]

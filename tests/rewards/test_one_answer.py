@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -111,6 +112,15 @@ def test_evaluate_texts_of_other_systems(tmp_path):
     assert evaluated(write(tmp_path, ANY), tmp_path) == [answer for _, answer in ANY]
 
 
+def test_a_template_json_of_another_tool_in_the_current_directory(tmp_path, monkeypatch):
+    """Greedy solutions that are not given have no record beside them, least of all here."""
+    problems = write(tmp_path, ANY)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / RECORD).write_text('{"compilerOptions": {}}')
+    monkeypatch.chdir(tmp_path / "here")
+    assert evaluated(problems, tmp_path) == [answer for _, answer in ANY]
+
+
 def test_a_math_shepherd_generator_evaluates_right(tmp_path):
     rows = [(text, answer) for text, answer in TAGGED["math_shepherd"] if answer]
     problems = write(tmp_path, rows)
@@ -168,6 +178,11 @@ def test_labels_in_another_template_than_the_samples_are_refused(tmp_path):
         for run in (lambda: labels._Grader(config, Card("")), both):
             with pytest.raises(UserError, match=f'drawn in the template "{name}", not "e2h"; set config.template={name}'):
                 run()
+    write_template(tmp_path / "samples" / RECORD, replace(get_template("qwen_boxed"), name="mine"))
+    config.update({"samples": f"{paths['samples']}/samples-00000-of-00001.jsonl"})
+    with pytest.raises(UserError, match=f"set config.template={tmp_path / 'samples' / RECORD}"):  # the file that is there
+        labels._Grader(config, Card(""))
+    write_template(tmp_path / "samples" / RECORD, get_template("math_shepherd"))
     config.update({"samples": "", "completions": paths["samples"]})
     with pytest.raises(UserError, match="set config.template=math_shepherd"):
         labels._Grader(config, Card(""))
@@ -252,6 +267,12 @@ def test_rewriting_keeps_the_answer(name):
             continue
         for target in TEMPLATES.values():
             assert target.extract_answer(rewrite(text, source, target)) == answer, (text, target.name)
+
+
+def test_rewriting_an_answer_that_announces_itself():
+    """`grade` calls the section's text right; an evaluator that reads another format must find an answer in it too."""
+    rewritten = rewrite("We add.\n\n# Answer\n\nThe answer is: 5", get_template("e2h"), get_template("math_shepherd"))
+    assert get_template("math_shepherd").extract_answer(rewritten) == "5"
 
 
 @pytest.mark.parametrize("name", ["e2h", "qwen_boxed", "math_shepherd"])

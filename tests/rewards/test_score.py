@@ -244,6 +244,21 @@ def test_a_problem_s_prefix_is_read_and_not_scored(world, uninterrupted, tmp_pat
         assert scores[problem["id"]] == pytest.approx(wanted, abs=1e-5)
 
 
+def test_a_box_in_the_prefix_is_no_answer_where_another_follows(world, tmp_path):
+    """By itself the prefix ends with its box, and what stands behind it would be no step of it."""
+    prefix, tail = "First \\boxed{3}.\n\nThen we go on.", "Add two.\n\nSo \\boxed{5}."
+    problems = [{"id": "whole", "question": "a=1"}, {"id": "tail", "question": "a=1", "prefix": prefix}]
+    texts = {"whole": f"{prefix}\n\n{tail}", "tail": tail}
+    samples = [{"problem_id": name, "sample": 0, "text": text, "finish": "stop"} for name, text in texts.items()]
+    write_records(tmp_path / "problems.jsonl", problems)
+    write_records(tmp_path / "samples.jsonl", samples)
+    fields = {"samples": tmp_path / "samples.jsonl", "problems": tmp_path / "problems.jsonl", "written_in": "qwen_boxed"}
+    stage.execute("score", config_of(world, **fields), tmp_path / "out")
+    scores = {r["problem_id"]: r["step_scores"] for r in read_many(tmp_path / "out", "scored")}
+    assert len(scores["whole"]) == 5  # the model reads e2h: the answer stands in a section of its own besides
+    assert scores["tail"] == pytest.approx(scores["whole"][2:], abs=1e-5)
+
+
 def test_scores_are_probabilities_that_json_can_hold(uninterrupted):
     for line in lines(uninterrupted[0]):
         scores = json.loads(line, parse_constant=lambda name: pytest.fail(name))["step_scores"]

@@ -47,7 +47,7 @@ def _steps(row: Row, field: str) -> list[str]:
 def prmbench(config: Any, template: Template, index: MathIndex, card: Card) -> Iterator[tuple[str, dict]]:
     """Yields (split, labelled record); config: path, levels, keep_unknown."""
     card.rules += PRMBENCH_RULES
-    seen = set()
+    seen = set()  # original solutions with their questions
     for row in read_rows(config.path, PRMBENCH):
         card.counts["rows read"] += 1
         # MATH's own text of the question comes first: it tells level and side.
@@ -70,12 +70,13 @@ def prmbench(config: Any, template: Template, index: MathIndex, card: Card) -> I
         for process, texts, mistakes in (("modified", modified, wrong), ("original", original, [])):
             asked = text_field(row, f"{process}_question", "question", "original_question").strip()
             steps = [one_paragraph(_NUMBER.sub("", step.removeprefix(f"{n}. "))) for n, step in enumerate(texts, start=1)]
+            if process == "original":
+                if (asked, *steps) in seen:
+                    continue
+                seen.add((asked, *steps))
             labels = [0.0 if n in mistakes else 1.0 for n in range(1, len(steps) + 1)]
-            kept = _with_text(steps, labels, card)
-            if kept is None or (process == "original" and (question, *steps) in seen):
-                continue
-            seen.add((question, *steps))
-            yield split, shared | {"question": asked, "process": process, "steps": kept[0], "labels": kept[1]}
+            if (kept := _with_text(steps, labels, card)) is not None:
+                yield split, shared | {"question": asked, "process": process, "steps": kept[0], "labels": kept[1]}
 
 
 def _with_text(steps: list[str], labels: list[float | None], card: Card) -> tuple[list[str], list[float | None]] | None:

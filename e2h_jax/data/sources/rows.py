@@ -98,12 +98,12 @@ def _json_list(path: Path) -> Iterator[tuple[int, Any]]:
 
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        entries = json.loads(content)
+        entries = without_surrogates(json.loads(content))
     except (OSError, ValueError, EOFError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}).") from None
     if not isinstance(entries, list):
-        raise UserError(f"{path}: a .json file must hold one list of objects; name files of one object a line .jsonl.")
-    yield from enumerate(without_surrogates(entries), start=1)
+        raise UserError(f"{path}: a .json file must hold one list of objects; name files of one object per line .jsonl.")
+    yield from enumerate(entries, start=1)
 
 
 def _hub(hub: Hub, field: str) -> Iterator[Row]:

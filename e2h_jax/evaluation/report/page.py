@@ -25,7 +25,7 @@ _TEX = re.compile(r"\$|\\\(|\\\[|\\boxed|\\frac")
 
 
 def build(title: str, evaluations: Sequence[Evaluation], training: Sequence[dict], limit: int = LIMIT) -> str:
-    """Returns the page. Where it would exceed `limit` bytes, samples are left out, and where one a problem is still too much,
+    """Returns the page. Where it would exceed `limit` bytes, samples are left out, and where one per problem is still too much,
     problems; the page says so.
     """
     shares = max(1, sum(bool(evaluation.problems) for evaluation in evaluations))

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 
 import pytest
 
@@ -178,6 +179,13 @@ def test_prmbench_judges_the_modified_solution_of_the_modified_question(prepared
         ("Easy?", "original", ["a", "b"], [1.0, 1.0], 1),
         ("Other?", "modified", *wrong, 1),
     ]
+    # An original is no duplicate of a modified solution with the same text, whose labels are others.
+    same = {"question": EASY, "original_process": ["a", "b"], "modified_process": ["a", "b"], "error_steps": [2]}
+    blank = same | {"original_process": ["a", " ", "c"]}
+    records, card = prepared("prmbench", [same, same, blank, blank])
+    originals = [r["steps"] for r in records if r["process"] == "original"]
+    assert originals == [["a", "b"], ["a", "c"]] and len(records) == 6
+    assert card["counts"]["blank steps, left out"] == 1  # an original is read once
 
 
 def test_the_real_files_of_prmbench_s_own_task(prepared, shared_data):
@@ -190,8 +198,12 @@ def test_the_real_files_of_prmbench_s_own_task(prepared, shared_data):
     wrong = sum(len({n for n in row["error_steps"] if n <= len(row["modified_process"])}) for row in rows)
     assert sum(r["labels"].count(0.0) for r in records) == wrong
     assert card["counts"]["rows with a wrong step beyond the last"] == 21
-    originals = {(r["idx"], r["question"]) for r in records if r["process"] == "original"}
-    assert originals <= {(row["idx"], row["original_question"].strip()) for row in rows}
+    originals = [r for r in records if r["process"] == "original"]
+    bare = lambda step: re.sub(r"^(?:Step|[\d.:\s])+|\s", "", step)  # noqa: E731  (no number in front, no white space)
+    found = [(r["question"], *filter(None, map(bare, r["steps"]))) for r in originals]
+    expected = {(row["original_question"].strip(), *filter(None, map(bare, row["original_process"]))) for row in rows}
+    assert set(found) == expected and all(set(r["labels"]) == {1.0} for r in originals)
+    assert len(originals) == len({(r["question"], *r["steps"]) for r in originals})
 
 
 @pytest.mark.parametrize("blank", ["", " \n"])

@@ -36,6 +36,13 @@ def test_every_kind_of_file(tmp_path):
     assert next(read_rows(str(tmp_path / "a_train.jsonl"), HUB)).where.endswith("a_train.jsonl:1")
 
 
+@pytest.mark.parametrize("depth", [600, 100_000])
+def test_a_json_file_that_is_nested_too_deep_is_one_sentence(tmp_path, depth):
+    (tmp_path / "deep.json").write_text("[" * depth + "]" * depth)
+    with pytest.raises(UserError, match="deep.json: cannot be read as JSON .*recursion"):
+        values(tmp_path / "deep.json")
+
+
 def test_split_of_a_file_name():
     names = (
         "phase2_train.jsonl",
