@@ -103,7 +103,7 @@ def find_inline(text: str, found: Sequence[Paragraph], header: str) -> Answer | 
     """
     for step in found:
         begin = text.find(header, step.start, step.stop)
-        while begin >= 0:  # an announcement without an answer is passed over, within a step too
+        while header and begin >= 0:  # an announcement without an answer is passed over, within a step too
             start = begin + len(header)
             following = text.find(header, start, step.stop)
             if answer := _stated(text, begin, start, step.stop if following < 0 else following):
