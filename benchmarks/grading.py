@@ -85,7 +85,8 @@ def real_pairs() -> list[tuple[str, str]]:
     """Returns the distinct (answer, reference) pairs of the re-ranking pool."""
     with gzip.open(DATA / "rerank" / "math500_bon32.jsonl.gz", "rt") as file:
         problems = [json.loads(line) for line in file]
-    pairs = {(extract_answer(c["text"]), problem["answer"]): None for problem in problems for c in problem["candidates"]}
+    boxed = [(extract_answer(c["text"], "boxed"), p["answer"]) for p in problems for c in p["candidates"]]
+    pairs = dict.fromkeys(boxed)
     return [(given, truth) for given, truth in pairs if given is not None]
 
 

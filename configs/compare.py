@@ -18,7 +18,10 @@ def get_config() -> ConfigDict:
         {
             "samples": "",  # N samples of each problem: a file, or a folder of shards
             "scored": {"prm": ""},  # evaluator: the same samples with step scores
-            "template": "",  # in which the answers stand, "math_shepherd" say; "" = as `sample` recorded, or a section or a box
+            "template": "",  # in which the answers stand, "math_shepherd" say; "" = as `sample` recorded
+            # How an answer is found (docs/grading.md): a rule, "gsm8k" say, or a regular expression with one group; "" = as the
+            # template says, or in a box, a section or a sentence where there is none.
+            "answer": "",
         }
     )
     return config.lock()

@@ -30,7 +30,13 @@ def get_config() -> ConfigDict:
         "evaluate",
         {
             "problems": "{run}/prepare/problems.jsonl",
-            "generators": {"llm": {"samples": "{run}/prepare/samples", "scored": {"qwen_prm": "{run}/prepare/scored"}}},
+            "generators": {
+                "llm": {
+                    "samples": "{run}/prepare/samples",
+                    "scored": {"qwen_prm": "{run}/prepare/scored"},
+                    "answer": "boxed",  # as its solutions were asked to write it
+                },
+            },
             "seconds_from": "{run}",
         },
     )

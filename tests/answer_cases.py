@@ -1,7 +1,8 @@
 r"""Where the final answer is: the one table that every consumer is run on.
 
 A row gives a text and its answer by the section (template e2h) and by the box (the boxed templates); in a text of another
-system ("any") it is the section's, else the box's. `TAGGED` has rows of formats with tags or stop texts.
+system ("any") it is the box's, else the section's, else the sentence's. `TAGGED` has rows of formats with tags or stop texts,
+`RULED` of templates whose answers are found by another rule than their own.
 """
 
 # text, section, box
@@ -225,7 +226,8 @@ _ROWS = [
 
 SECTION = [(text, section) for text, section, _ in _ROWS]
 BOX = [(text, box) for text, _, box in _ROWS]
-ANY = [(text, section if section is not None else box) for text, section, box in _ROWS]
+_SENTENCES = {"The answer is 42.": "42"}  # of _ROWS, all that have neither box nor section
+ANY = [(text, box or section or _SENTENCES.get(text)) for text, section, box in _ROWS]
 
 # template -> (text, answer)
 TAGGED = {
@@ -280,6 +282,202 @@ TAGGED = {
     ],
     "llama3_boxed": [("So \\boxed{2}<|eot_id|>\\boxed{3}", "2"), ("So \\boxed{2}<|start_header_id|>", "2")],
 }
+
+_SENTENCE = [
+    ("The answer is 42.", "42"),
+    ("The answer is 42", "42"),
+    ("We add.\n\nSo the answer is 42.\n\nmore", "42"),
+    ("The answer is: 42", "42"),
+    ("the answer is : 42", "42"),
+    ("The answer\nis 42.", "42"),
+    ("ANSWER: 42", "42"),
+    ("Answer: 42", "42"),
+    ("Answer:42", "42"),
+    ("Answer : 42", "42"),
+    ("Answer:\n42\nmore", "42"),
+    ("Answer:\n\n42\n\nmore", "42"),
+    ("Answer:\r\n\r\n42\r\n\r\nmore", "42"),
+    ("Final answer: x = 2", "x = 2"),
+    ("The final answer is 42. I hope it is correct.", "42"),
+    ("The correct answer is (B).", "(B)"),
+    ("### Answer: 42", "42"),
+    ("# Answer: 42", "42"),
+    # ends with the sentence
+    ("So the answer is 3.5. Then more.", "3.5"),
+    ("The answer is 5 apples. Good.", "5 apples"),
+    ("The answer is $18.50 per day.", "$18.50 per day"),
+    ("The answer is 1,024.\r\n", "1,024"),
+    ("The answer is 7\nmore", "7"),
+    # Markdown, and what wraps an answer whole
+    ("The answer is **42**.", "42"),
+    ("The answer is **42.**", "42"),
+    ("The answer is **42** apples.", "42"),
+    ("The answer is **42\n\n**Note**", "42"),
+    ("**Answer:** 42", "42"),
+    ("**Final Answer**: 42", "42"),
+    ("**Answer: 42**", "42"),
+    ("The **answer** is *42*.", "42"),
+    ("_Answer: 42_", "42"),
+    ("The answer is `42`.", "42"),
+    ('The answer is "yes".', "yes"),
+    ("The answer is $42$.", "42"),
+    ("The answer is $42.$", "42"),
+    ("The answer is $x = 2$ or $x = 3$.", "$x = 2$ or $x = 3$"),
+    ("The answer is $18.", "$18"),
+    ("The answer is \\(42\\).", "42"),
+    ("The answer is:\n$$\n42\n$$\nDone.", "42"),
+    ("The answer is\n\\[ x = 4. \\]", "x = 4"),
+    ("The answer is $$4", None),
+    ("The answer is \\[ 4", None),
+    # a box in it
+    ("The answer is $\\boxed{42}$.", "42"),
+    ("The answer is \\boxed{a. b}. And", "a. b"),
+    ("The answer is **\\boxed{42}**", "42"),
+    ("The answer is \\boxed{5}. Check: \\boxed{6}", "5"),
+    ("The answer is $\\boxed 9$.", "9"),
+    ("The answer is \\boxed{", None),
+    ("The answer is \\boxed{}", None),
+    ("\\boxed{7}", None),
+    ("so \\boxed{7}. The answer is 8.", "8"),
+    ("The answer is 8, not \\fbox", None),
+    # the last one decides
+    ("the answer is 3. No, the answer is 4.\r\n", "4"),
+    ("Answer: 3\n\nThe answer is 4.", "4"),
+    ("the answer is 3. So the answer is", None),
+    ("the answer is 3. Answer:\n\n", None),
+    # no such words
+    ("The answers: 3", None),
+    ("The reanswer: 3", None),
+    ("Answering: 3", None),
+    ("The answer isn't 3", None),
+    ("The answer issued: 3", None),
+    ("The answer, 3", None),
+    ("So it is 3.", None),
+    ("", None),
+]
+_HASHES = [
+    ("5 + 5 = 10\n#### 10", "10"),
+    ("5 + 5 = 10\n####10", "10"),
+    ("#### 10 ", "10"),
+    ("#### 9\n#### 10\r\n", "10"),
+    ("#### 9 #### 10", "10"),
+    ("##### 10", "10"),
+    ("so #### 10\nmore", "10"),
+    ("#### 10\n\nmore", "10"),
+    ("#### \\boxed{10}", "10"),
+    ("#### $\\boxed 9$", "9"),
+    ("#### \\boxed{", None),
+    ("#### 1,024", "1,024"),
+    ("#### -3", "-3"),
+    ("#### 9\n####", None),
+    ("####\n9", None),
+    ("####", None),
+    ("### 10", None),
+    ("no answer", None),
+    ("", None),
+]
+_NUMBERS = [
+    ("She has 42.", "42"),
+    ("She has 42 apples in all.", "42"),
+    ("5 of 7", "7"),
+    ("5-3", "3"),
+    ("5 - 3", "3"),
+    ("x-3", "3"),
+    ("(1)-3", "3"),
+    ("= -3", "-3"),
+    ("=-3.", "-3"),
+    ("(-3)", "-3"),
+    ("-3", "-3"),
+    ("\u22123", "\u22123"),
+    ("+3", "+3"),
+    ("x = 1,234.50.", "1,234.50"),
+    ("1,234,567 in all", "1,234,567"),
+    ("1{,}234", "1{,}234"),
+    ("1,\\!234", "1,\\!234"),
+    ("1, 2, 3,", "3"),
+    ("1,2345", "2345"),
+    ("3.", "3"),
+    ("3.5.", "3.5"),
+    (".5", ".5"),
+    ("wait...5", "5"),
+    ("v2.5", "2.5"),
+    ("1e3", "1e3"),
+    ("20%", "20%"),
+    ("20\\%", "20\\%"),
+    ("0.5 %", "0.5"),
+    ("$18.50", "$18.50"),
+    ("\\$18", "\\$18"),
+    ("-$3", "-$3"),
+    ("$42$", "42"),
+    ("$-42$", "-42"),
+    ("$x = 42$", "42"),
+    ("$5\\%$", "5\\%"),
+    ("3/4", "3/4"),
+    ("-3/4 of it", "-3/4"),
+    ("2 1/2 hours", "2 1/2"),
+    ("on 1/2/2026", "2026"),
+    ("\\frac{3}{4}", "\\frac{3}{4}"),
+    ("-\\dfrac{3}{4}", "-\\dfrac{3}{4}"),
+    ("2\\frac12", "2\\frac12"),
+    ("\\frac{x}{4}", "4"),
+    ("\\boxed{42}", "42"),
+    ("# Answer\n\n42", "42"),
+    ("7\r\n", "7"),
+    ("no number", None),
+    ("", None),
+]
+_RESULT = r"(?i)^result: *(.*)"  # without (?m): at the beginning alone
+_ARROW = r"=> (\S+)"
+_EXPRESSION = [
+    ("=> 42", "42"),
+    ("a => 41\n\nb => 42\n\nmore", "42"),
+    ("=> 41 => 42", "42"),
+    ("=> \\boxed{42}", "42"),
+    ("=> \\boxed{", None),
+    ("=> ", None),
+    ("=> 42\r\n", "42"),
+    ("42", None),
+    ("", None),
+]
+# (template, rule) -> (text, answer)
+RULED = {
+    ("e2h", "any"): ANY,
+    ("e2h", "boxed"): BOX,
+    ("qwen_boxed", "section"): SECTION[:60] + [("# Answer\n\n2<|im_end|># Answer\n\n3", "2")],
+    ("e2h", "sentence"): _SENTENCE,
+    ("e2h", "gsm8k"): _HASHES,
+    ("e2h", "last_number"): _NUMBERS,
+    ("e2h", _ARROW): _EXPRESSION,
+    ("e2h", _RESULT): [("Result:  42", "42"), ("result: \n", None), ("a\nResult: 42", None), ("result: 1\nresult: 2", "1")],
+    # A tag ends a sentence and a line.
+    ("math_shepherd", "sentence"): [
+        ("Step 1: a ки\nStep 2: The answer is: 2 ки", "2"),
+        ("The answer is 2 ки The answer is ки", None),
+        ("The answer is ки 2 ки", "2"),
+        ("The answer is \\boxed{2} ки", "2"),
+    ],
+    ("math_shepherd", "last_number"): [("Step 1: a ки\nSo 2 ки", "2"), ("So it is2ки", "2"), ("So ки", None)],
+    ("math_shepherd", "gsm8k"): [("a #### 2 ки\n", "2"), ("a #### ки\n2", None)],
+    ("qwen_prm", "section"): [
+        ("a<extra_0># Answer<extra_0>42<extra_0>", "42"),
+        ("a<extra_0># Answer: 42<extra_0>b", "42"),
+        ("a # Answer: 42<extra_0>", None),
+    ],
+    ("qwen_prm", "any"): [("a<extra_0>so \\boxed{42}<extra_0>", "42"), ("a<extra_0># Answer<extra_0>42<extra_0>", "42")],
+    # What follows a stop text does not count.
+    ("qwen_boxed", "last_number"): [("So 2<|im_end|>3", "2"), ("So<|im_end|>3", None)],
+    ("deepseek_boxed", "sentence"): [(" The answer is 1.\n\nUser: 2\n\nThe answer is 3.", "1")],
+}
+# (text, rule of its answer by "any"): which one found it
+FOUND_BY = [
+    ("\\boxed{1}\n\n# Answer\n\n2\n\nThe answer is 3.", "boxed"),
+    ("# Answer\n\n2\n\nThe answer is 3.", "section"),
+    ("\\boxed{\n\n# Answer\n\n2", "section"),
+    ("# Answer\n\n\\boxed{2}", "boxed"),
+    ("\\boxed{\n\n# Answer\n\n\n\nThe answer is 3.", "section"),
+    ("The answer is 3.", "sentence"),
+    ("#### 3", None),
+]
 
 BOXED = ("qwen_boxed", "qwen_prm", "deepseek_boxed", "llama3_boxed")
 

@@ -2,7 +2,8 @@
 
     e2h prepare --config=configs/data/my_problems.py --config.path=mine.jsonl --workdir=runs/data/mine
 
-Only id and question must be there. Gives runs/data/mine/mine/{train,valid,test} and a tokenizer trained on the training text.
+Only id and question must be there. A level that stands in another field, or in words, is told by --config.level_field and
+level_map (docs/data.md). Gives runs/data/mine/mine/{train,valid,test} and a tokenizer trained on the training text.
 With labelled records ({"question", "prefix", "steps", "labels", …}): --config.records=prm.
 """
 

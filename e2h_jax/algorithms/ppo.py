@@ -25,7 +25,7 @@ from e2h_jax.algorithms.advantages import ADVANTAGES, KL_ESTIMATORS, SCOPES, WHI
 from e2h_jax.algorithms.experience import Experience, inspected, make_experience, minibatch
 from e2h_jax.data.records import read_many, select_levels
 from e2h_jax.data.rollout import ARRAYS
-from e2h_jax.data.templates import Template, get_template
+from e2h_jax.data.templates import Template, check_answer, get_template, with_answer
 from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError, naming, nearest
 from e2h_jax.grading.pool import GradingPool
@@ -54,6 +54,9 @@ def defaults() -> ml_collections.ConfigDict:
     config.questions = ""  # problem records; of hard ones the answer may be null or "unavailable"
     config.levels = ()  # questions of these levels only; () = all
     config.template = "e2h"
+    # How a solution's answer is found, in rewards and validations alike: template = as the template says | a rule (boxed,
+    # section, gsm8k, sentence, last_number, any; docs/grading.md) | a regular expression with one group.
+    config.answer = "template"
     config.seed = 0
     config.mesh = (1, -1, 1)  # devices along (data, fsdp, tensor)
     config.steps = 500  # each: rollouts, then updates on them
@@ -114,6 +117,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     mesh = make_mesh(config.mesh)
     actor_critic.check_mesh(config, mesh)
     tokenizer, template = load_tokenizer(config.init), get_template(config.template)
+    template = with_answer(template, config.answer)
     questions, dropped = _questions(config, tokenizer, template)
     with (
         judge.Judge(config.reward, mesh, tokenizer, template) as reward,
@@ -126,7 +130,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         models = actor_critic.Models(config, mesh)
         validated = None
         if config.validation.problems:
-            validated = validation.Validation(config.validation, config.template, workdir, pool)
+            validated = validation.Validation(config.validation, template, workdir, pool)
             validation.check_room(validated.problems, tokenizer, template, models.config.max_length, config.sample)
         best = validation.Best(workdir, validated)
         drawing = [models.graph, models.config, models.policy.params, mesh, tokenizer, template]
@@ -372,9 +376,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     with naming("config.kl."):
         store.check("", config.kl.quantize)
     presets.check(config, defaults())
+    check_answer(config.answer)
     judge.check(config.reward)
     if not config.template.endswith(".json"):  # a file says its name itself
-        judge.check_template(config.reward, config.template)
+        judge.check_template(config.reward, config.template, config.answer)
     validation.check(config.validation)
     optimizers.check(config.optimizer)
     with naming("config.value_"):

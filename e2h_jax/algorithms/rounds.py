@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from e2h_jax.algorithms import validation
 from e2h_jax.data.records import has_answer, read_many
 from e2h_jax.data.storage import write_json
-from e2h_jax.data.templates import get_template
+from e2h_jax.data.templates import Template, check_answer, get_template, with_answer
 from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError, naming, nearest
 from e2h_jax.evaluation.voting import AGGREGATIONS, aggregate
@@ -37,7 +37,8 @@ from e2h_jax.sampling import sample
 from e2h_jax.training import loop
 
 Metrics = dict[str, Any]
-FILLED = ("mesh", "init", "template", "seed", "written_in", "validation")  # not of a part: the loop has them, or fills them in
+# Fields that are not of a part: the loop has them, or fills them in.
+FILLED = ("mesh", "init", "template", "answer", "seed", "written_in", "validation")
 
 
 def without(config: ml_collections.ConfigDict, *fields: str) -> ml_collections.ConfigDict:
@@ -67,11 +68,14 @@ def defaults() -> ml_collections.ConfigDict:
     config.init = ""  # model/ folder of the policy to start from
     config.questions = ""  # problem records; an answer of null or "unavailable" is hidden
     config.template = "e2h"  # text format, see data/templates.py
+    # How a solution's answer is found, in rewards and validations alike: template = as the template says | a rule (boxed,
+    # section, gsm8k, sentence, last_number, any; docs/grading.md) | a regular expression with one group.
+    config.answer = "template"
     config.rounds = 2
     config.reward_model = ""  # model/ folder of a reward model; "" = final answers alone
     config.aggregation = "prod"  # of its step scores to a solution's score, see evaluation/voting.py
     config.sample = without(sample.defaults(), "seed", "mesh", "model", "problems", "template")
-    config.score = without(score.defaults(), "mesh", "model", "samples", "problems", "written_in")
+    config.score = without(score.defaults(), "mesh", "model", "samples", "problems", "written_in", "answer")
     config.validation = validation.defaults()
     return config
 
@@ -90,6 +94,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"config.aggregation={config.aggregation!r} is unknown{nearest(config.aggregation, AGGREGATIONS)}")
     if config.sample.temperature == 0:
         raise UserError("config.sample.temperature=0 draws the same solution every time; set it above 0")
+    check_answer(config.answer)
     validation.check(config.validation)
     mesh = make_mesh(config.mesh)
     with naming("config.sample."):
@@ -177,7 +182,12 @@ class Round:
         records = read_many(self.folder / name, kind)
         order = {problem: number for number, problem in enumerate(problems)}
         records.sort(key=lambda record: (order[record["problem_id"]], record["sample"]))
-        return judge(problems, records, self.config.template, self.config.aggregation, self.pool)
+        return judge(problems, records, _written(self.config), self.config.aggregation, self.pool)
+
+
+def _written(config: ml_collections.ConfigDict) -> Template:
+    """The template of the solutions, with the rule by which their answers are found."""
+    return with_answer(get_template(config.template), config.answer)
 
 
 def _drawing(config: ml_collections.ConfigDict, model: str, seed: int) -> ml_collections.ConfigDict:
@@ -195,7 +205,7 @@ def _greedy(config: ml_collections.ConfigDict, model: str) -> ml_collections.Con
 def _scoring(config: ml_collections.ConfigDict, samples: str) -> ml_collections.ConfigDict:
     """The `score` stage's config of a round."""
     filled = {"mesh": config.mesh, "model": config.reward_model, "samples": samples, "problems": config.questions}
-    return complete(config.score, **filled, written_in=config.template)
+    return complete(config.score, **filled, written_in=config.template, answer=config.answer)
 
 
 def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) -> Iterator[Program]:
@@ -210,14 +220,13 @@ def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) ->
 
 
 def judge(
-    problems: dict[str, dict], records: list[dict], template: str, aggregation: str, pool: GradingPool
+    problems: dict[str, dict], records: list[dict], template: Template, aggregation: str, pool: GradingPool
 ) -> list[Solution]:
     """Grades sample or scored records against the answers that are not hidden. An undecided answer counts as wrong."""
-    written = get_template(template)
     asked = [problems[record["problem_id"]] for record in records]
     known = [has_answer(problem) for problem in asked]
     pairs = [
-        (written.extract_answer(written.whole(problem, record["text"])), problem["answer"])
+        (template.extract_answer(template.whole(problem, record["text"])), problem["answer"])
         for problem, record, graded in zip(asked, records, known, strict=True)
         if graded
     ]
@@ -273,7 +282,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, play: Callable[[Round]
     workdir, first, logged = Path(workdir), jax.process_index() == 0, {}
     with GradingPool() as pool, MetricsWriter(workdir, enabled=first) as writer:
         judged = config.validation.problems != ""
-        validations = validation.Validation(config.validation, config.template, workdir, pool) if judged else None
+        validations = validation.Validation(config.validation, _written(config), workdir, pool) if judged else None
 
         def validate(number: int, model: str) -> Metrics:
             """Accuracies of the greedy solutions of a round's model (round 0: of `init`)."""

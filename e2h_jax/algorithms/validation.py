@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from e2h_jax.data.levels import EASY_LEVELS, HARD_LEVELS, check_levels, group_of
 from e2h_jax.data.records import has_answer, json_lines, read_many
 from e2h_jax.data.storage import write_json, write_records, write_text
-from e2h_jax.data.templates import Template, get_template
+from e2h_jax.data.templates import Template
 from e2h_jax.errors import UserError, naming, nearest
 from e2h_jax.grading.pool import GradingPool
 from e2h_jax.parallel import hosts
@@ -70,14 +70,17 @@ class Validation:
       history: one record per validated step, by rising step: {"step", "accuracy", "undecided", "shown"}.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, template: str, workdir: Path, pool: GradingPool):
-        """Reads the problems, and what `workdir` holds of an interrupted run. UserError for settings that do not fit them."""
+    def __init__(self, config: ml_collections.ConfigDict, template: Template, workdir: Path, pool: GradingPool):
+        """Reads the problems, and what `workdir` holds of an interrupted run. UserError for settings that do not fit them.
+
+        `template`: of the solutions, with the rule by which their answers are found.
+        """
         check(config)
         self.problems = read_many(config.problems, "problem")
         for problem in self.problems:
             if not has_answer(problem):
                 raise UserError(f"config.validation.problems={config.problems}: problem {problem['id']!r} has no answer")
-        self._config, self._template, self._pool = config, get_template(template), pool
+        self._config, self._template, self._pool = config, template, pool
         self._shown = _of_all_levels(self.problems, config.shown)
         self._file, self._page = Path(workdir) / "validation.jsonl", Path(workdir) / "validation.md"
         groups = self._accuracies({problem["id"]: True for problem in self.problems})

@@ -48,7 +48,7 @@ _SFT, _PRM = {"sft": "problem"}, {"prm": "labelled"}
 
 CATALOG: dict[str, Entry] = {
     "math": Entry(math_sets.read, _SFT | {"rl": "problem"}, math_sets.SOURCE, (*_OWN_SPLITS, "split")),
-    "gsm8k": Entry(gsm8k.records, _SFT, gsm8k.SOURCE),
+    "gsm8k": Entry(gsm8k.records, _SFT, gsm8k.SOURCE, ("levels",)),
     "prm800k": Entry(
         prm800k.records,
         _PRM | _SFT,
@@ -61,7 +61,9 @@ CATALOG: dict[str, Entry] = {
     "math_shepherd": Entry(math_shepherd.records, _PRM, math_shepherd.SOURCE, (*_INDEX, "tasks"), needs_index=True),
     "prmbench": Entry(benchmarks.prmbench, _PRM, benchmarks.PRMBENCH_SOURCE, (*_INDEX, "keep_unknown"), needs_index=True),
     "processbench": Entry(benchmarks.processbench, _PRM, benchmarks.PROCESSBENCH_SOURCE),
-    "jsonl": Entry(own.read, _SFT | _PRM, own.SOURCE, _OWN_SPLITS),
+    "jsonl": Entry(
+        own.read, _SFT | _PRM, own.SOURCE, (*_OWN_SPLITS, "level_field", "level_map"), check=own.check
+    ),
     "mixture": Entry(
         mixture.read, _PRM, mixture.SOURCE, ("mixture", "mixture_by", "levels"), measures=True, check=mixture.check
     ),

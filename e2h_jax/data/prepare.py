@@ -54,6 +54,10 @@ def defaults() -> ConfigDict:
     config.math500 = ""  # MATH500, if the rows of `math` do not tell it ("hub" = the Hub)
     config.split = "prm800k"  # of math: prm800k (12,000/500) | hendrycks (7,500/5,000) | none (hold out `test`)
     config.levels = ()  # levels to train on, such as EASY_LEVELS of data/levels.py; tests keep all; () = all
+    config.level_field = ""  # jsonl: the field of your records that holds the level, an integer from 1 to 5; "" = level
+    # jsonl: the level that each value of that field stands for, where it is none: {"easy": 1, "hard": 5}. On the command line
+    # --config.level_map.easy=1. An integer that is not among them stays as it is; null is no level.
+    config.level_map = ConfigDict()
     config.keep_unknown = True  # training records whose problem is not in MATH, whatever `levels` says
     config.neutral = "positive"  # a PRM800K rating of 0: positive | drop (not trained on)
     config.per_question = 0  # metamath: solutions of one question; 0 = all

@@ -21,15 +21,15 @@ from typing import Any
 
 from e2h_jax.errors import UserError, nearest
 from e2h_jax.grading.extract import (
+    HEADER,
     Answer,
     Paragraph,
-    find_box,
     find_inline,
     find_section,
     gaps_of,
-    hide_boxes,
     hide_sections,
     paragraphs,
+    rule_of,
 )
 
 RECORD = "template.json"  # in a folder of samples: the template that they were sampled in
@@ -43,9 +43,11 @@ class Template:
       prompt: ends where the solution begins; `{question}` marks the question's place.
       opening: white space that a solution begins with, where a model is trained to write it itself.
       separator: written between steps.
-      answer: how the final answer is written, and found again (grading/extract.py): "header" = in a section that begins with
-        the line `answer_header`; "boxed" = in the last `\boxed{}`; "inline" = behind `answer_header` at the end of a step.
-      answer_header: the words that announce the final answer ("boxed": of a solution that has no box yet, with the box).
+      answer: how the final answer is found: "header" = in a section that begins with the line `answer_header`; "inline" =
+        behind `answer_header` at the end of a step; or a rule of grading/extract.py ("boxed", "gsm8k" …), or a regular
+        expression.
+      answer_header: how it is written. "header", "inline": the words in front of it. Of a rule: the words with `{answer}` in
+        their midst, for a solution whose last step does not state it yet ("section" has its own, `# Answer`).
       step_header: written in front of every step; `{number}` is its number from 1.
       tag: what ends a step instead of a blank line; "" = a blank line does.
       special: parts of `prompt`, and a `tag`, that are special tokens of the model's tokenizer. All else is encoded as text.
@@ -68,6 +70,11 @@ class Template:
         """The space between prompt and solution, if there is one; tokenizers make it part of the solution's first token."""
         return " " if self.prompt.endswith(" ") else ""
 
+    @property
+    def _section(self) -> str:
+        """The line with which a section of the answer begins; "" where the rule knows no sections."""
+        return self.answer_header if self.answer == "header" else HEADER if self.answer in ("section", "any") else ""
+
     def format_prompt(self, question: str) -> str:
         """The text that a solution follows."""
         return self.prompt.replace("{question}", question)
@@ -75,15 +82,15 @@ class Template:
     def format_steps(self, steps: Sequence[str], answer: str | None) -> list[str]:
         """The texts of a solution's steps, the final answer included; none for the answer when it is None."""
         texts = [self.step_header.replace("{number}", str(n)) + step for n, step in enumerate(steps, start=1)]
-        if answer is None or (self.answer == "boxed" and texts and self.extract_answer(texts[-1]) == answer):
+        if answer is None:
             return texts
-        if self.answer == "header":
-            return [*texts, self.answer_header + self.separator + answer]
-        if self.answer == "boxed":
-            return [*texts, self.answer_header.replace("{answer}", answer)]
-        if not texts:
-            texts = [self.step_header.replace("{number}", "1").strip()]
-        return [*texts[:-1], f"{texts[-1]} {self.answer_header} {answer}"]
+        if self.answer in ("header", "section"):
+            return [*texts, self._section + self.separator + answer]
+        if self.answer == "inline":
+            texts = texts or [self.step_header.replace("{number}", "1").strip()]
+            return [*texts[:-1], f"{texts[-1]} {self.answer_header} {answer}"]
+        stated = texts and self.extract_answer(texts[-1]) == answer
+        return texts if stated else [*texts, self.answer_header.replace("{answer}", answer)]
 
     def format_solution(self, steps: Sequence[str], answer: str | None) -> str:
         """Steps, then the answer; no answer when it is None."""
@@ -100,17 +107,18 @@ class Template:
     def paragraphs(self, text: str) -> list[Paragraph]:
         """Cuts a text into paragraphs, also where the answer's header begins a line, or at its tags."""
         if not self.tag:
-            return paragraphs(text, gaps_of(self.answer_header if self.answer == "header" else ""))
+            return paragraphs(text, gaps_of(self._section))
         # White space is tried from its first character alone: from each, a long run of it would take time by its square.
         return paragraphs(text, re.compile(rf"(?:(?<!\s)\s+)?{re.escape(self.tag)}\s*"))
 
     def find_answer(self, text: str) -> Answer | None:
         """Where the final answer is; None when there is none. What follows a stop string does not count."""
         text = self.until_stop(text)
-        if self.answer == "boxed":
-            return find_box(text)
-        find = find_inline if self.answer == "inline" else find_section
-        return find(text, self.paragraphs(text), self.answer_header)
+        if self.answer in ("header", "inline"):
+            find = find_inline if self.answer == "inline" else find_section
+            return find(text, self.paragraphs(text), self.answer_header)
+        # A tag ends lines and paragraphs; every character keeps its place.
+        return rule_of(self.answer).find(text.replace(self.tag, "\n" * len(self.tag)) if self.tag else text)
 
     def extract_answer(self, text: str) -> str | None:
         """The final answer of a whole solution, as it is written; None when there is none."""
@@ -131,11 +139,9 @@ class Template:
 
     def hide_answers(self, step: str) -> str:
         """A step's text without what would be taken for the final answer."""
-        if self.answer == "boxed":
-            return hide_boxes(step)
         if self.answer == "inline":
             return step.replace(self.answer_header, f"{self.answer_header[:-1]} {self.answer_header[-1:]}")
-        return hide_sections(step, self.answer_header)
+        return hide_sections(step, self.answer_header) if self.answer == "header" else rule_of(self.answer).hide(step)
 
     def writes_like(self, other: "Template") -> bool:
         """Whether solutions read the same in both, whatever stands before them and wherever they stop."""
@@ -198,6 +204,33 @@ TEMPLATES = {
         ),
     )
 }
+
+
+def with_answer(template: Template, answer: str, field: str = "config.answer") -> Template:
+    """A template whose solutions' final answers, and with them the answer's step, are found by another rule.
+
+    It is for texts that are there: how the template writes an answer stays as it is.
+
+    Args:
+      answer: a rule of grading/extract.py or a regular expression with one group; "template" = the template's own.
+      field: the config's name for it.
+
+    Raises:
+      UserError: there is no such rule.
+    """
+    if answer == "template":
+        return template
+    check_answer(answer, field)
+    return replace(template, answer=answer)
+
+
+def check_answer(answer: str, field: str = "config.answer") -> None:
+    """Raises UserError unless `answer` is one that `with_answer` takes."""
+    if answer != "template":
+        try:
+            rule_of(answer)
+        except UserError as error:
+            raise UserError(f"{field}: {error}") from None
 
 
 def few_shot(template: Template, examples: Sequence[dict], name: str) -> Template:
@@ -284,8 +317,17 @@ def _described(described: Any, path: str) -> Template:
         if not described.get(name):
             raise UserError(f'{path}: a template needs the field "{name}", a text that is not empty.')
     template = Template(**{k: tuple(v) if isinstance(v, list) else v for k, v in described.items()})
-    if template.answer not in ("header", "boxed", "inline") or "{question}" not in template.prompt:
-        raise UserError(f'{path}: "answer" must be header, boxed or inline, and "prompt" must hold {{question}}.')
+    if "{question}" not in template.prompt:
+        raise UserError(f'{path}: "prompt" must hold {{question}}.')
+    if template.answer not in ("header", "inline"):
+        try:
+            rule_of(template.answer)
+        except UserError as error:
+            raise UserError(f'{path}: "answer" is none of header and inline, and {error}') from None
+        if template.answer != "section" and "{answer}" not in template.answer_header:
+            raise UserError(
+                f'{path}: "answer_header" must hold {{answer}}, where an answer found by "{template.answer}" is written.'
+            )
     if template.tag != template.tag.strip():
         raise UserError(f'{path}: "tag" must have no white space around it; write that into "separator".')
     if len(template.paragraphs(f"a{template.separator}b")) != 2:

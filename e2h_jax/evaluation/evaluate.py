@@ -41,7 +41,10 @@ def defaults() -> ConfigDict:
     # shards, and may be left out. For example
     #   config.generators.sft = ConfigDict({"samples": "sft/samples", "greedy": "sft/greedy", "scored": {"prm": "prm"}})
     # and template: the text format in which the answers stand, if it is not the one that `sample` recorded beside its
-    # samples. "any" is a section `# Answer`, else a box, and what texts of other systems are read by.
+    # samples; "any" = that is not known, as of texts of other systems.
+    # and answer: how the final answer is found: template = as that template says, or by "any" where none is known | boxed |
+    # section | gsm8k (####) | sentence ("the answer is") | last_number | any (a box, else a section, else a sentence) | a
+    # regular expression with one group. docs/grading.md has the rules.
     # Or, with any names, on the command line:
     #   --config.generators.sft.samples=sft/samples --config.generators.sft.scored.prm=prm
     config.generators = ConfigDict()

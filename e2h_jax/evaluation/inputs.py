@@ -1,9 +1,10 @@
 """From records to arrays: problems, a generator's samples and their scores, joined, checked for gaps, and graded."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -12,11 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from e2h_jax.data.records import has_answer, read_many, read_records
-from e2h_jax.data.templates import Template, get_template, recorded_template
+from e2h_jax.data.templates import Template, check_answer, get_template, recorded_template, with_answer
 from e2h_jax.errors import UserError, nearest
-from e2h_jax.grading import extract_answer, grade, group_answers
+from e2h_jax.grading import grade, group_answers
 
-_GENERATOR_FIELDS = ("samples", "greedy", "scored", "template")
+_GENERATOR_FIELDS = ("samples", "greedy", "scored", "template", "answer")
 
 # Named like an evaluator: the control that re-ranks by the generator's own log-probability.
 LIKELIHOOD = "likelihood"
@@ -34,7 +35,8 @@ class Generator:
     samples: list[list[dict]]  # [P][N]: the sample records, each with its `answer` (None: it has none) and its `verdict`
     greedy_samples: list[dict]  # [P]: the same of the greedy solutions; [] without
     step_scores: dict[str, list[list[list[float]]]] = field(default_factory=dict)  # evaluator -> [P][N][steps]
-    counts: dict[str, int] = field(default_factory=dict)  # graded, undecided, no_answer, unfinished
+    # graded, undecided, no_answer, unfinished; and found_by {rule: how many} where the rule of the answers is "any"
+    counts: dict[str, Any] = field(default_factory=dict)
 
 
 def read_problems(path: str) -> list[dict]:
@@ -57,8 +59,8 @@ class Drawn:
     greedy: list[list[dict]]  # [P][1]: the greedy solution; [] without
     samples: list[list[dict]]  # [P][N]: the sample records; [] without
     step_scores: dict[str, list[list[list[float]]]]  # evaluator -> [P][N][steps]
-    extract_greedy: Callable[[Mapping, str], str | None]  # finds the final answer of a problem in a greedy solution's text
-    extract: Callable[[Mapping, str], str | None]  # and in a sample's
+    written_greedy: Template  # the template of the greedy solution, with the rule by which answers are found
+    written: Template  # and that of the samples
 
 
 def read_drawn(name: str, paths: ConfigDict, problems: Sequence[dict], max_samples: int) -> Drawn:
@@ -66,7 +68,8 @@ def read_drawn(name: str, paths: ConfigDict, problems: Sequence[dict], max_sampl
 
     Args:
       paths: samples, greedy (files or folders, "" for none), scored {evaluator: the same}, template (in which they are written;
-        "" = the one that `sample` recorded beside them, else "any": a section, or a box).
+        "" = the one that `sample` recorded beside them; "any" = not known), answer (how the final answer is found: a rule or
+        regular expression of grading/extract.py; "" or "template" = as the template says, or by "any" where none is known).
       max_samples: the first so many samples of each problem; 0 for all.
 
     Raises:
@@ -74,32 +77,33 @@ def read_drawn(name: str, paths: ConfigDict, problems: Sequence[dict], max_sampl
     """
     where = f"config.generators.{name}"
     check_paths(where, paths)
-    samples_path, greedy_path, template = (paths.get(field, "") for field in ("samples", "greedy", "template"))
+    fields = ("samples", "greedy", "template", "answer")
+    samples_path, greedy_path, template, answer = (paths.get(entry, "") for entry in fields)
     scored_paths = {evaluator: path for evaluator, path in sorted(paths.get("scored", {}).items()) if path}
     greedy = _group(greedy_path, problems, 1) if greedy_path else []
     samples = _group(samples_path, problems, max_samples) if samples_path else []
     scores = {evaluator: _scores(path, samples_path, problems, samples) for evaluator, path in scored_paths.items()}
-    extract_greedy, extract = (_extractor(where, template, path) for path in (greedy_path, samples_path))
-    return Drawn(name, greedy, samples, scores, extract_greedy, extract)
+    written = [_read_by(where, template, answer, path) for path in (greedy_path, samples_path)]
+    return Drawn(name, greedy, samples, scores, *written)
 
 
 def graded(drawn: Drawn, problems: Sequence[dict], rules: str = "default") -> Generator:
     """Grades what `read_drawn` has read.
 
-    A sample has the answer that its template finds in its text, also when it was cut off by length after writing it; without
-    one it casts no vote and is wrong. An undecided verdict counts as wrong, and is counted.
+    A sample has the answer that its template, or the config's rule, finds in its text, also when it was cut off by length
+    after writing it; without one it casts no vote and is wrong. An undecided verdict counts as wrong, and is counted.
 
     Args:
       rules: of grading, which also tell which answers share their votes.
     """
-    counts = {"graded": 0, "undecided": 0, "no_answer": 0, "unfinished": 0}
+    counts: dict[str, Any] = {"graded": 0, "undecided": 0, "no_answer": 0, "unfinished": 0}
     greedy = correct = answers = logprob = None
     if drawn.greedy:
         title = f"grading {drawn.name} greedy"
-        greedy = _grade(problems, drawn.greedy, drawn.extract_greedy, counts, rules, title)[0][:, 0]
+        greedy = _grade(problems, drawn.greedy, drawn.written_greedy, counts, rules, title)[0][:, 0]
     if drawn.samples:
         title = f"grading {drawn.name} samples"
-        correct, answers = _grade(problems, drawn.samples, drawn.extract, counts, rules, title)
+        correct, answers = _grade(problems, drawn.samples, drawn.written, counts, rules, title)
         logprobs = [[sample["logprob"] for sample in row] for row in drawn.samples]
         if not any(value is None for row in logprobs for value in row):
             logprob = np.array(logprobs, dtype=np.float64)
@@ -128,8 +132,9 @@ def check_paths(where: str, paths: ConfigDict) -> None:
             raise UserError(f'{where}.scored must name an evaluator for its file, such as {{"prm": "…"}}, not {value!r}.')
         for path in value.values() if entry == "scored" else (value,):
             if not isinstance(path, str):
-                what = "a template's name as text" if entry == "template" else "paths as texts"
+                what = {"template": "a template's name as text", "answer": "a rule as text"}.get(entry, "paths as texts")
                 raise UserError(f"{where}.{entry} must hold {what}, not {path!r}.")
+    check_answer(paths.get("answer", "") or "template", f"{where}.answer")
     if LIKELIHOOD in paths.get("scored", {}):
         raise UserError(f'{where}.scored: "{LIKELIHOOD}" is the name of the control by log-probability; choose another.')
     if not paths.get("samples") and not paths.get("greedy"):
@@ -150,12 +155,12 @@ def _written(where: str, template: str) -> Template | None:
         raise UserError(f"{where}.template: {str(error).removeprefix('template: ')}") from None
 
 
-def _extractor(where: str, template: str, path: str) -> Callable[[Mapping, str], str | None]:
-    """What finds the final answer in a text of `path` to a problem, written in `template`, see `read_drawn`."""
-    written = _written(where, template) if template else recorded_template(path) if path else None
-    joined = written or get_template("e2h")
-    extract = written.extract_answer if written else extract_answer
-    return lambda problem, text: extract(joined.whole(problem, text))
+def _read_by(where: str, template: str, answer: str, path: str) -> Template:
+    """The template of the texts in `path`, with the rule by which their answers are found, see `read_drawn`."""
+    written, answer = _written(where, template) if template else recorded_template(path) if path else None, answer or "template"
+    if written is None:
+        written, answer = get_template("e2h"), "any" if answer == "template" else answer
+    return with_answer(written, answer)
 
 
 def _group(path: str, problems: Sequence[dict], max_samples: int) -> list[list[dict]]:
@@ -192,8 +197,8 @@ def _strangers(path: str, records: Sequence[dict], ids: Iterable[str]) -> UserEr
 def _grade(
     problems: Sequence[dict],
     samples: Sequence[Sequence[dict]],
-    extract: Callable[[Mapping, str], str | None],
-    counts: dict[str, int],
+    written: Template,
+    counts: dict[str, Any],
     rules: str,
     title: str,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -206,7 +211,9 @@ def _grade(
     with Progress(*columns, console=console, disable=console.is_jupyter) as progress:
         task = progress.add_task(title, total=correct.size)
         for row, (problem, drawn) in enumerate(zip(problems, samples, strict=True)):
-            given = [extract(problem, sample["text"]) for sample in drawn]
+            texts = [written.whole(problem, sample["text"]) for sample in drawn]
+            found = [written.find_answer(text) for text in texts]
+            given = [text[at.start : at.stop] if at else None for text, at in zip(texts, found, strict=True)]
             answers[row] = group_answers(given, rules)
             for column, (sample, answer) in enumerate(zip(drawn, given, strict=True)):
                 verdict = grade(answer, problem["answer"], rules)
@@ -215,6 +222,10 @@ def _grade(
                 counts["undecided"] += verdict == "undecided"
                 counts["no_answer"] += answer is None
                 counts["unfinished"] += sample["finish"] == "length"
+            if written.answer == "any":
+                by_rule = counts.setdefault("found_by", {"boxed": 0, "section": 0, "sentence": 0})
+                for at in filter(None, found):
+                    by_rule[at.rule] += 1
             progress.advance(task, len(drawn))
     counts["graded"] += correct.size
     return correct, answers

@@ -106,12 +106,17 @@ def _plus_minus(statistic: Mapping) -> str:
 
 
 def summary_line(results: Mapping) -> str:
-    """Returns the counts behind the tables, one sentence per generator."""
+    """Returns the counts behind the tables, a line per generator; where any rule might find its answers, also which one did."""
     return "\n\n".join(
         f"{name}: {counts['graded']:,} solutions graded, {counts['no_answer']:,} without an answer, "
         f"{counts['unfinished']:,} cut off by length, {counts['undecided']:,} undecided (counted as wrong)."
+        + _found_by(counts.get("found_by", {}))
         for name, counts in results["graded"].items()
     )
+
+
+def _found_by(counts: Mapping[str, int]) -> str:
+    return f" Answers found by: {', '.join(f'{rule} {count:,}' for rule, count in counts.items())}." if counts else ""
 
 
 def markdown(results: Mapping, adopted: Mapping[str, str]) -> str:

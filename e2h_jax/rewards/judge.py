@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from e2h_jax.data.records import has_answer
-from e2h_jax.data.rewrite import rewrite
+from e2h_jax.data.rewrite import as_read, rewrite
 from e2h_jax.data.rollout import Rollout
 from e2h_jax.data.sampled_steps import locate
 from e2h_jax.data.steps import READ_AT, EncodedSolution, check_tag, encode_solutions, steps_begun
@@ -65,10 +65,12 @@ def check(config: ConfigDict) -> None:
         store.check(config.dtype, config.quantize)
 
 
-def check_template(config: ConfigDict, name: str) -> None:
-    """Raises UserError if `config.rules` cannot read rollouts in the template of this name."""
+def check_template(config: ConfigDict, name: str, answer: str) -> None:
+    """Raises UserError if `config.rules` cannot read rollouts in the template of this name, or answers by this rule."""
     if config.rules == "original" and name != "e2h":
         raise UserError(f'config.reward.rules="original" knows the template e2h only, not {name}; use "corrected"')
+    if config.rules == "original" and answer not in ("template", "header"):
+        raise UserError('config.reward.rules="original" has its own rule for answers; set config.answer=template')
 
 
 class Judge:
@@ -80,13 +82,13 @@ class Judge:
         Args:
           config: see `defaults`.
           policy_tokenizer: of the rollouts' tokens.
-          template: of the rollouts' texts.
+          template: of the rollouts' texts, with the rule by which their answers are found.
 
         Raises:
           UserError: settings that make no sense, or a reward model that cannot be read, or not with this policy.
         """
         check(config)
-        check_template(config, template.name)
+        check_template(config, template.name, template.answer)
         self._config, self._tokenizer, self._template = config, policy_tokenizer, template
         self._original = config.rules == "original"
         self._model = None if config.process == "none" else _RewardModel(config, mesh)
@@ -238,8 +240,9 @@ class _RewardModel:
 
         The device begins now; calling the result waits for it.
         """
-        rewritten = [rewrite(text, template, self.template) for text in texts]
-        encoded = encode_solutions(self.tokenizer, questions, rewritten, self.template, add_eos=False)
+        target = as_read(self.template, template)
+        rewritten = [rewrite(text, template, target) for text in texts]
+        encoded = encode_solutions(self.tokenizer, questions, rewritten, target, add_eos=False)
         logits = self.logits(encoded)
         return lambda: [
             None if row is None else step_scores(solution, row, self._read_at)[: len(solution.steps)]

@@ -28,7 +28,7 @@ from e2h_jax.data.prefixes import prefix_id
 from e2h_jax.data.records import has_answer, read_many, read_records
 from e2h_jax.data.steps import Step, split_steps, steps_begun
 from e2h_jax.data.storage import as_json
-from e2h_jax.data.templates import Template, check_written, get_template
+from e2h_jax.data.templates import Template, check_answer, check_written, get_template, with_answer
 from e2h_jax.data.unanswered import Unanswered
 from e2h_jax.errors import UserError, nearest
 from e2h_jax.grading import grade
@@ -51,6 +51,9 @@ def defaults() -> ConfigDict:
     config.max_no_answer = 0.2
     config.seed = 0
     config.template = "e2h"
+    # How a solution's answer is found: template = as the template says | a rule (boxed, section, gsm8k, sentence, last_number,
+    # any; docs/grading.md) | a regular expression with one group.
+    config.answer = "template"
     config.name = ""  # of the data set; "" = orm or prm
     config.format = "tfds"  # tfds (ArrayRecord) | jsonl
     return config.lock()
@@ -78,6 +81,7 @@ def check_values(config: ConfigDict) -> None:
         raise UserError("config.per_problem must be at least 0, and config.ratio at least 1 (or 0).")
     if not 0 <= config.max_no_answer <= 1:
         raise UserError(f"config.max_no_answer={config.max_no_answer} is a share from 0 to 1 (1 = never refuse).")
+    check_answer(config.answer)
 
 
 def show(workdir: Path) -> str:
@@ -92,6 +96,7 @@ class _Grader:
         self.template: Template = get_template(config.template)
         for path in filter(None, (config.samples, config.completions)):
             check_written(path, self.template, "config.template")
+        self.template = with_answer(self.template, config.answer)
         self.levels = set(config.levels)
         self.problems = {problem["id"]: problem for problem in read_many(config.problems, "problem")}
         self._path, self._card, self._most = config.problems, card, config.max_no_answer
@@ -121,7 +126,10 @@ class _Grader:
     def check(self, found: Unanswered, path: str) -> None:
         """Raises UserError if too many solutions of `path` have no answer."""
         if sentence := found.sentence(self._most):
-            remedy = "name the template that they are written in (config.template), or raise config.max_no_answer"
+            remedy = (
+                "name the template that they are written in (config.template) or the rule by which their answers are found "
+                "(config.answer), or raise config.max_no_answer"
+            )
             raise UserError(f"{path}: {sentence}; {remedy}.")
 
     def is_right(self, text: str, problem: dict) -> bool:

@@ -18,10 +18,10 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from e2h_jax.data.records import read_many
-from e2h_jax.data.rewrite import rewrite
+from e2h_jax.data.rewrite import as_read, rewrite
 from e2h_jax.data.steps import READ_AT, EncodedSolution, check_tag, encode_solutions, steps_begun
 from e2h_jax.data.storage import ShardWriter, check_same, digest
-from e2h_jax.data.templates import check_written, get_template, recorded_template
+from e2h_jax.data.templates import check_answer, check_written, get_template, recorded_template, with_answer
 from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError, nearest
 from e2h_jax.metrics import MetricsWriter
@@ -43,6 +43,9 @@ def defaults() -> ml_collections.ConfigDict:
     # Template in which the samples are written; if the model reads another, they are rewritten for it. "" = the one that
     # `sample` recorded beside them, else the model's.
     config.written_in = ""
+    # How the samples' answers are found, whose step is the last: template = as that template says | a rule (docs/grading.md) or
+    # a regular expression, as in `labels` and `evaluate`.
+    config.answer = "template"
     config.tokens_per_batch = 16_384  # padded tokens of one forward pass, over all devices
     config.length_bucket = 64  # solutions are padded to a multiple of this; a program is compiled for each length
     config.too_long = "error"  # a solution longer than the model or `row_length`: error | zero (each of its steps scores 0)
@@ -74,6 +77,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     check_tag(tokenizer, template)
     written = get_template(config.written_in) if config.written_in else recorded_template(config.samples) or template
     check_written(config.samples, written, "config.written_in")
+    written = with_answer(written, config.answer)
+    template = as_read(template, written)
     problems = {problem["id"]: problem for problem in read_many(config.problems, "problem")}
 
     key = lambda record: (record["problem_id"], record["sample"])  # noqa: E731
@@ -180,6 +185,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     """Raises UserError for values that make no sense, before any file is read: a recipe asks all its stages first."""
     if not config.model:
         raise UserError("config.model is empty; name the model/ folder of a finished stage")
+    check_answer(config.answer)
     check(config)
     check_batch(config, make_mesh(config.mesh))
 

@@ -219,11 +219,11 @@ def facts(scorable: bool, verdict: Verdict) -> dict[str, float]:
 
 
 def _format_penalty(config: ConfigDict, template: Template, text: str, answer: str | None) -> float:
-    """Share of the full penalty. An answer within the reasoning (boxed, inline) has no tiers between."""
+    """Share of the full penalty. An answer within the reasoning (in a box, say) has no tiers between."""
     if config.format == "none":
         return 0.0
     if answer is None:
         return 1.0
-    if config.format == "answer" or template.answer != "header":
+    if config.format == "answer" or template.find_answer(text).rule != "section":
         return 0.0
     return disagreement(text[: split_steps(text, template)[-1].start].strip(), answer)

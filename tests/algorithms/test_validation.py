@@ -8,6 +8,7 @@ import pytest
 from e2h_jax.algorithms import rounds, validation
 from e2h_jax.algorithms.validation import Best, Validation, accuracies
 from e2h_jax.data.storage import write_records
+from e2h_jax.data.templates import get_template
 from e2h_jax.errors import UserError
 from e2h_jax.grading.pool import GradingPool
 
@@ -29,7 +30,7 @@ def make(tmp_path, pool):
         if not path.exists():
             write_records(path, PROBLEMS)
         config.update({"problems": str(path)} | fields)
-        return Validation(config, "e2h", tmp_path, pool)
+        return Validation(config, get_template("e2h"), tmp_path, pool)
 
     return make
 

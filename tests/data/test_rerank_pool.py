@@ -76,7 +76,7 @@ def test_the_real_pool_agrees_with_its_documentation(tmp_path):
 
     convert(POOL, tmp_path)
     problems = inputs.read_problems(str(tmp_path / "problems.jsonl"))
-    paths = {"samples": str(tmp_path / "samples"), "scored": {"prm": str(tmp_path / "scored")}}
+    paths = {"samples": str(tmp_path / "samples"), "scored": {"prm": str(tmp_path / "scored")}, "answer": "boxed"}
     pool = inputs.read_generator("llm", paths, problems, 0, "strict")
     with gzip.open(POOL, "rt") as file:
         naive = np.array([[c["str_match"] for c in json.loads(line)["candidates"]] for line in file])
@@ -106,3 +106,7 @@ def test_the_real_pool_agrees_with_its_documentation(tmp_path):
     ours = [[81.6, 58.6, 69.6], [94.1, 69.9, 81.5], [94.5, 74.4, 84.0], [86.3, 73.7, 79.7], [97.9, 88.9, 93.2]]
     np.testing.assert_allclose(measured(pool.correct), ours, atol=0.06)
     assert pool.counts["undecided"] == 2
+    # By any rule 13 of the 1,180 solutions without a box have an answer: a sentence.
+    anyhow = inputs.read_generator("llm", paths | {"answer": "any"}, problems, 0)
+    assert anyhow.counts["found_by"] == {"boxed": 14820, "section": 0, "sentence": 13}
+    assert anyhow.counts["no_answer"] == 1167 and not (pool.correct & ~anyhow.correct).any()

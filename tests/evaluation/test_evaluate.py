@@ -148,7 +148,8 @@ def test_quality_counts_seconds_and_subjects(results):
     assert prm["steps"]["all"]["steps"] == 16
     assert control["steps"] is None
     assert results["undecided"] == 0
-    assert results["graded"]["sft"] == {"graded": 10, "undecided": 0, "no_answer": 1, "unfinished": 1}
+    found = {"boxed": 0, "section": 9, "sentence": 0}
+    assert results["graded"]["sft"] == {"graded": 10, "undecided": 0, "no_answer": 1, "unfinished": 1, "found_by": found}
     assert results["seconds"] == {"prm": 12.5}
     assert results["subjects"][0]["subjects"]["Geometry"]["accuracy"] == 1
 
@@ -158,6 +159,7 @@ def test_the_files_to_read(pool, results, capsys):
     printed = capsys.readouterr().out
     assert "weighted, prm" in printed
     assert "10 solutions graded, 1 without an answer, 1 cut off by length" in printed
+    assert "Answers found by: boxed 0, section 9, sentence 0." in " ".join(printed.split())
     assert summary["hard/sft/weighted_prm@4"] == 100
     assert summary["hard/sft/greedy@1"] == 100
     table = (pool / "out" / "table.md").read_text()
@@ -295,7 +297,21 @@ def test_any_names_from_the_command_line_alone(pool, tmp_path, capsys):
     assert main.main([*base, file, samples, scores[0], f"--workdir={tmp_path / 'file'}"]) == 0
     rows = json.loads((tmp_path / "file" / "results.json").read_text())["rows"]
     assert {row["evaluator"] for row in rows} == {None, "likelihood", "rm"}
+    # By a rule: the eight texts' last numbers.
+    rule = "--config.generators.mine.answer=last_number"
+    assert main.main([*base, samples, scores[0], rule, f"--workdir={tmp_path / 'rule'}"]) == 0
+    counts = json.loads((tmp_path / "rule" / "results.json").read_text())["graded"]["mine"]
+    assert counts["graded"] == 8 and "found_by" not in counts
+    expression = r"--config.generators.mine.answer=Answer\s+(\S+)"
+    assert main.main([*base, samples, expression, f"--workdir={tmp_path / 'expression'}"]) == 0
+    of_rule, of_expression = (
+        json.loads((tmp_path / name / "results.json").read_text())["rows"][0]["all"] for name in ("unscored", "expression")
+    )
+    assert of_rule == of_expression
     capsys.readouterr()
+    assert main.main([*base, samples, rule.replace("r=l", "r=L"), f"--workdir={tmp_path / 'no'}"]) == 2
+    told = capsys.readouterr().err
+    assert 'config.generators.mine.answer: there is no rule "Last_number" (did you mean "last_number"?)' in told
     assert main.main([*base, f"--config.generators.mine.sample={pool}", f"--workdir={tmp_path / 'no'}"]) == 2
     assert 'config.generators.mine.sample: no such field (did you mean "samples"?)' in capsys.readouterr().err
 
@@ -309,7 +325,7 @@ def test_any_names_from_the_command_line_alone(pool, tmp_path, capsys):
         ("no generator", "config.generators is empty"),
         ("nothing given", "config.generators.sft: neither samples nor greedy is given"),
         ("misspelt", 'config.generators.sft.sample: no such field (did you mean "samples"?)'),
-        ("a path", "config.generators.sft must be a group of the fields samples, greedy, scored, template, not"),
+        ("a path", "config.generators.sft must be a group of the fields samples, greedy, scored, template, answer, not"),
         ("scores without evaluator", "config.generators.sft.scored must name an evaluator for its file"),
         ("no path", "config.generators.sft.samples must hold paths as texts, not 3"),
         ("template", 'config.generators.sft.template: there is no template "math_shepard" (did you mean "math_shepherd"?)'),

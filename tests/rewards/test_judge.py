@@ -7,7 +7,7 @@ from e2h_jax.data.rewrite import rewrite
 from e2h_jax.data.rollout import Rollout
 from e2h_jax.data.sampled_steps import locate
 from e2h_jax.data.steps import encode_prompt, encode_solution, split_steps
-from e2h_jax.data.templates import get_template
+from e2h_jax.data.templates import get_template, with_answer
 from e2h_jax.errors import UserError
 from e2h_jax.models import store
 from e2h_jax.rewards import judge as judges
@@ -230,6 +230,7 @@ def test_steps_are_matched_by_index():
         ({"name": "same", "read_at": "seperator_last"}, "did you mean"),
         ({"name": "same", "rules": "original", "format": "none"}, "newline"),
         ({"name": "same", "template": BOXED, "rules": "original", "format": "none"}, "template e2h"),
+        ({"template": with_answer(E2H, "any"), "rules": "original", "format": "none", "process": "none"}, "config.answer=te"),
     ],
 )
 def test_mistakes_in_one_sentence(make, fields, message):

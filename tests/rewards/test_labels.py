@@ -197,6 +197,25 @@ def test_samples_of_another_template_than_the_field_s_are_refused(files):
     assert [(record["level"], record["sample"]) for record in records] == [(3, 0), (3, 1)]
 
 
+def test_answers_by_another_rule(files):
+    """The rule decides what is right, and where the solution's steps end; a prefix that has such an answer counts no less."""
+    texts = [f"First 1.\n\nSo the answer is **{n}**.\n\nWas it 9?" for n in (2, 3)]
+    write_records(files / "samples.jsonl", [sample("p/2", n, text) for n, text in enumerate(texts)])
+    with pytest.raises(UserError, match="2 of 2 solutions have no recognised answer.*or the rule .*config.answer.*, or raise"):
+        run(files)
+    _, records = run(files, answer="sentence")
+    assert [(r["labels"], r["steps"]) for r in records] == [
+        ([1.0, 1.0], ["First 1.", "So the answer is **2**."]),
+        ([0.0, 0.0], ["First 1.", "So the answer is **3**."]),
+    ]
+    assert [r["labels"] for r in run(files, answer=r"\*\*(\d)", ratio=0)[1]] == [[1.0, 1.0], [0.0, 0.0]]
+    assert [r["labels"] for r in run(files, answer="last_number", ratio=0)[1]] == [[0.0] * 3] * 2
+    problems = [{"id": "p/2", "question": "?", "answer": "2", "level": 1, "prefix": "The answer is 5.\n\nOr is it?"}]
+    write_records(files / "problems.jsonl", problems)
+    _, records = run(files, answer="sentence")
+    assert [r["steps"][0] for r in records] == ["First 1."] * 2 and [r["labels"] for r in records] == [[1.0, 1.0], [0.0, 0.0]]
+
+
 def test_completions_without_an_answer_are_refused(files):
     rows = [sample("p/2", 0, solution(2)), *(sample("p/3", n, f"# Answer\n\n{n}") for n in range(2))]
     write_records(files / "samples.jsonl", rows)

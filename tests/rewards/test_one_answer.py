@@ -2,39 +2,46 @@
 
 import io
 import json
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
-from answer_cases import ANY, CASES, CONTINUED, TAGGED
+from answer_cases import ANY, CASES, CONTINUED, FOUND_BY, RULED, TAGGED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from e2h_jax import interactive
+from e2h_jax import interactive, stage
 from e2h_jax.algorithms import rounds, validation
 from e2h_jax.data import arithmetic, few_shot, prefixes
 from e2h_jax.data.cards import Card
 from e2h_jax.data.records import read_many
-from e2h_jax.data.rewrite import rewrite
+from e2h_jax.data.rewrite import as_read, rewrite
 from e2h_jax.data.rollout import Rollout
 from e2h_jax.data.steps import encode_solution, split_steps
 from e2h_jax.data.storage import write_records
-from e2h_jax.data.templates import RECORD, TEMPLATES, get_template, write_template
+from e2h_jax.data.templates import RECORD, TEMPLATES, Template, get_template, with_answer, write_template
 from e2h_jax.data.templates import few_shot as few_shot_template
 from e2h_jax.errors import UserError
-from e2h_jax.evaluation import inputs
-from e2h_jax.grading import extract_answer
+from e2h_jax.evaluation import evaluate, inputs, tables
+from e2h_jax.grading import ANSWER_RULES, extract_answer
 from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.rewards import judge, labels
 from e2h_jax.rewards.scoring import step_scores
 
 NAMES = sorted(TEMPLATES)
 ROWS = {name: [(text, answer) for text, template, answer in CASES if template == name] for name in NAMES}
+# (template, the config's rule for answers) -> (text, answer)
+FORMATS = {(name, "template"): rows for name, rows in ROWS.items()} | RULED
+
+
+def written(name, rule):
+    return with_answer(get_template(name), rule)
 
 
 class Pool:
@@ -77,10 +84,10 @@ def test_the_table_is_long_enough():
     assert all(answer is None or answer == answer.strip() != "" for _, _, answer in CASES)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_templates_and_steps(name):
-    template = get_template(name)
-    for text, answer in ROWS[name]:
+@pytest.mark.parametrize(("name", "rule"), FORMATS)
+def test_templates_and_steps(name, rule):
+    template = written(name, rule)
+    for text, answer in FORMATS[name, rule]:
         assert (text, template.extract_answer(text)) == (text, answer)
         steps = split_steps(text, template)
         assert [step.is_answer for step in steps] == [False] * (len(steps) - 1) + [answer is not None] * bool(steps)
@@ -121,13 +128,44 @@ def test_a_template_json_of_another_tool_in_the_current_directory(tmp_path, monk
     assert evaluated(problems, tmp_path) == [answer for _, answer in ANY]
 
 
+@pytest.mark.parametrize(("name", "rule"), RULED)
+def test_evaluate_by_another_rule(name, rule, tmp_path):
+    """Behind the template of the config, behind the one that was recorded, and of a text whose template nobody knows."""
+    rows = RULED[name, rule]
+    problems, expected = write(tmp_path, rows), [answer for _, answer in rows]
+    samples = str(tmp_path / "samples")
+    assert evaluated(problems, tmp_path, samples=samples, template=name, answer=rule) == expected
+    assert evaluated(problems, tmp_path, greedy=samples, template=name, answer=rule) == expected
+    write_template(tmp_path / "samples" / RECORD, get_template(name))
+    assert evaluated(problems, tmp_path, samples=samples, answer=rule) == expected
+    own = [get_template(name).extract_answer(text) for text, _ in rows]
+    assert evaluated(problems, tmp_path, samples=samples, answer="template") == own
+    assert evaluated(problems, tmp_path, samples=samples, answer="") == own
+    plain = [extract_answer(text, rule) for text, _ in rows]
+    assert evaluated(problems, tmp_path, samples=samples, template="any", answer=rule) == plain
+
+
+def test_evaluate_tells_which_rule_found_how_many(tmp_path):
+    problems = write(tmp_path, [(text, None) for text, _ in FOUND_BY])
+    samples = str(tmp_path / "samples")
+    counts = inputs.read_generator("g", {"samples": samples, "greedy": samples}, problems, 0).counts
+    times = Counter(found for _, found in FOUND_BY * 2)
+    assert counts["found_by"] == {rule: times[rule] for rule in ("boxed", "section", "sentence")}
+    assert counts["no_answer"] == times[None]
+    assert counts["graded"] == sum(counts["found_by"].values()) + counts["no_answer"]
+    told = tables.summary_line({"graded": {"g": counts}})
+    assert told.endswith("(counted as wrong). Answers found by: boxed 4, section 6, sentence 2.")
+    for fields in ({"template": "e2h"}, {"answer": "boxed"}):  # one rule: there is nothing to tell
+        assert "found_by" not in inputs.read_generator("g", {"samples": samples} | fields, problems, 0).counts
+
+
 def test_a_math_shepherd_generator_evaluates_right(tmp_path):
     rows = [(text, answer) for text, answer in TAGGED["math_shepherd"] if answer]
     problems = write(tmp_path, rows)
     without = inputs.read_generator("g", {"samples": str(tmp_path / "samples")}, problems, 0)
     write_template(tmp_path / "samples" / RECORD, get_template("math_shepherd"))
     found = inputs.read_generator("g", {"samples": str(tmp_path / "samples")}, problems, 0)
-    assert found.correct.all() and found.counts["no_answer"] == 0 and without.correct.sum() < 3
+    assert found.correct.all() and found.counts["no_answer"] == 0 and without.correct.sum() == 3
 
 
 @pytest.mark.parametrize(
@@ -143,14 +181,49 @@ def test_a_mistake_in_the_template_is_one_sentence(template, message, tmp_path):
         evaluated(write(tmp_path, ANY[:3]), tmp_path, samples=str(tmp_path / "samples"), template=template)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_labels(name, tmp_path, monkeypatch):
+MISTAKES = [
+    ("sentense", 'there is no rule "sentense" .did you mean "sentence"..; use boxed, section, gsm8k, sentence,'),
+    ("header", 'there is no rule "header"'),
+    ("####", 'the regular expression "####" has no group; put the answer in one'),
+    ("(a)|(b)", "the regular expression .* has 2 groups; put the answer in one .…., and other parts in"),
+    ("#### (.*", r'the regular expression "#### \(.\*" cannot be compiled .missing \)'),
+]
+
+
+@pytest.mark.parametrize(("rule", "message"), [*MISTAKES, (3, "must hold a rule as text, not 3")])
+def test_a_mistake_in_the_rule_is_one_sentence(rule, message, tmp_path):
+    """In `evaluate` before anything is read."""
+    with pytest.raises(UserError, match=f"config.generators.g.answer.*{message}"):
+        evaluated([], tmp_path, samples="nowhere", answer=rule)
+    config = evaluate.defaults()
+    config.problems = "nowhere.jsonl"
+    config.generators = {"g": {"samples": "nowhere", "answer": rule}}
+    with pytest.raises(UserError, match=f"config.generators.g.answer.*{message}"):
+        evaluate.check_values(config)
+
+
+@pytest.mark.parametrize(("rule", "message"), MISTAKES)
+def test_a_mistake_in_the_rule_of_another_stage_is_one_sentence(rule, message):
+    stages = {"labels": {}, "score": {"model": "m"}}
+    stages |= dict.fromkeys(("ppo", "rest_em", "dpo"), {"init": "m", "questions": "q", "reward_model": "m"})
+    for name, fields in stages.items():
+        module = stage.load(name)
+        config = module.defaults()
+        if name == "ppo":
+            fields = {"init": "m", "questions": "q"}
+        config.update(fields | {"answer": rule})
+        with pytest.raises(UserError, match=f"^config.answer: {message}"):
+            module.check_values(config)
+
+
+@pytest.mark.parametrize(("name", "rule"), FORMATS)
+def test_labels(name, rule, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(labels, "grade", lambda answer, truth: asked.append(answer) or "correct")
-    rows = ROWS[name]
+    rows = FORMATS[name, rule]
     write(tmp_path, rows)
     config = labels.defaults()
-    config.update({"problems": str(tmp_path / "problems.jsonl"), "template": name})
+    config.update({"problems": str(tmp_path / "problems.jsonl"), "template": name, "answer": rule})
     grader = labels._Grader(config, Card(""))
     right = [grader.is_right(text, problem(number)) for number, (text, _) in enumerate(rows)]
     assert right == [answer is not None for _, answer in rows]
@@ -188,34 +261,35 @@ def test_labels_in_another_template_than_the_samples_are_refused(tmp_path):
         labels._Grader(config, Card(""))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_validation(name, tmp_path):
-    rows, pool = ROWS[name], Pool()
+@pytest.mark.parametrize(("name", "rule"), FORMATS)
+def test_validation(name, rule, tmp_path):
+    rows, pool = FORMATS[name, rule], Pool()
     write(tmp_path, rows)
     config = validation.defaults()
     config.update({"problems": str(tmp_path / "problems.jsonl"), "shown": 0})
-    validation.Validation(config, name, tmp_path, pool).record(0, {f"p/{n}": text for n, (text, _) in enumerate(rows)})
+    found = validation.Validation(config, written(name, rule), tmp_path, pool)
+    found.record(0, {f"p/{n}": text for n, (text, _) in enumerate(rows)})
     assert pool.answers == [answer for _, answer in rows]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_rounds_of_rest_em_and_dpo(name):
-    rows, pool = ROWS[name], Pool()
+@pytest.mark.parametrize(("name", "rule"), FORMATS)
+def test_rounds_of_rest_em_and_dpo(name, rule):
+    rows, pool = FORMATS[name, rule], Pool()
     problems = {f"p/{number}": problem(number) for number in range(len(rows))}
-    found = rounds.judge(problems, [sample(n, text) for n, (text, _) in enumerate(rows)], name, "prod", pool)
+    found = rounds.judge(problems, [sample(n, text) for n, (text, _) in enumerate(rows)], written(name, rule), "prod", pool)
     assert pool.answers == [answer for _, answer in rows]
     assert [solution.right for solution in found] == [answer is not None for _, answer in rows]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_rewards_of_reinforcement_learning(name, tokenizers, monkeypatch):
+@pytest.mark.parametrize(("name", "rule"), FORMATS)
+def test_rewards_of_reinforcement_learning(name, rule, tokenizers, monkeypatch):
     """The grade, and what is scorable: a text without an answer earns nothing."""
     monkeypatch.setattr(judge, "GradingPool", Pool)
     config = judge.defaults()
     config.update({"process": "none"})
     mesh = make_mesh((1, 1, 1), jax.devices()[:1])
-    rows, none = ROWS[name], np.zeros(1, np.float32)
-    with judge.Judge(config, mesh, tokenizers["bpe"], get_template(name)) as rewards:
+    rows, none = FORMATS[name, rule], np.zeros(1, np.float32)
+    with judge.Judge(config, mesh, tokenizers["bpe"], written(name, rule)) as rewards:
         for text, answer in rows:
             tokens = np.array([*tokenizers["bpe"].encode(text, add_special_tokens=False), 1], np.int32)
             rollout = Rollout(problem(0), 0, np.ones(1, np.int32), tokens, none, none, True, text)
@@ -224,49 +298,88 @@ def test_rewards_of_reinforcement_learning(name, tokenizers, monkeypatch):
         assert rewards._pool.answers == [answer for _, answer in rows]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_last_score_is_0_where_there_is_no_answer(name, tokenizers):
-    template = get_template(name)
+@pytest.mark.parametrize(("name", "rule"), FORMATS)
+def test_the_last_score_is_0_where_there_is_no_answer(name, rule, tokenizers):
+    template = written(name, rule)
     backend = Tokenizer.from_str(tokenizers["bpe"].backend_tokenizer.to_str())
     backend.add_special_tokens(list(template.special))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
-    for text, answer in ROWS[name]:
+    for text, answer in FORMATS[name, rule]:
         encoded = encode_solution(tokenizer, "q", text, template, add_eos=True)
         scores = step_scores(encoded, np.zeros(len(encoded.tokens)), "separator_last")
         assert (scores[-1] == 0.0) == (answer is None), text
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_try(name, monkeypatch):
+@pytest.mark.parametrize(("name", "rule"), FORMATS)
+def test_try(name, rule, monkeypatch):
     asked = []
     monkeypatch.setattr(interactive, "group_answers", lambda given: asked.extend(given) or [-1] * len(given))
-    for text, answer in ROWS[name]:
+    for text, answer in FORMATS[name, rule]:
         out = io.StringIO()
-        policy = SimpleNamespace(template=get_template(name), draw=lambda question, turn, text=text: [[(text, True)] * 2])
+        policy = SimpleNamespace(template=written(name, rule), draw=lambda question, turn, text=text: [[(text, True)] * 2])
         interactive.solve(Console(file=out, width=80), policy, None, "?", 0)
         assert ("no final answer" in out.getvalue()) == (answer is None), text
-    assert asked == [answer for _, answer in ROWS[name] for _ in range(2)]
+    assert asked == [answer for _, answer in FORMATS[name, rule] for _ in range(2)]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_few_shot_examples_are_solved(name):
-    template = get_template(name)
-    for text, answer in ROWS[name]:
+@pytest.mark.parametrize(("name", "rule"), FORMATS)
+def test_few_shot_examples_are_solved(name, rule):
+    template = written(name, rule)
+    for text, answer in FORMATS[name, rule]:
         assert answer is not None or not few_shot._is_solved(text, template)
         # With nothing behind its answer, it is an example.
         begun = text[: split_steps(text, template)[-1].end] if answer else ""
         assert not answer or few_shot._is_solved(begun + template.tag, template)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_rewriting_keeps_the_answer(name):
+# How each rule's answer is written.
+WRITTEN = {"boxed": "It is $\\boxed{{answer}}$.", "section": "", "gsm8k": "#### {answer}", "any": "\\boxed{{answer}}"}
+WRITTEN |= {"sentence": "The answer is {answer}.", "last_number": "It is {answer}.", r"=> (\S+)": "=> {answer}"}
+OTHERS = [Template("x", "{question}", answer=rule, answer_header=header) for rule, header in WRITTEN.items()]
+
+
+@pytest.mark.parametrize(("name", "rule"), FORMATS)
+def test_rewriting_keeps_the_answer(name, rule):
     """In every other format, as an evaluator of another system reads it; also where there is none."""
-    source = get_template(name)
-    for text, answer in ROWS[name]:
+    source = written(name, rule)
+    for text, answer in FORMATS[name, rule]:
         if answer in ("{", "a\n\nb", "1\n\n2"):  # which no box, and no section, can hold
             continue
         for target in TEMPLATES.values():
             assert target.extract_answer(rewrite(text, source, target)) == answer, (text, target.name)
+        if answer in (None, "42"):  # others can some of these rules not hold: words, a blank
+            for target in OTHERS:
+                assert target.extract_answer(rewrite(text, source, target)) == answer, (text, target.answer)
+
+
+def test_an_evaluator_reads_the_same_text_where_the_rule_alone_differs():
+    """And rewrites it, with the answer that the rule finds, where its own format is another."""
+    text, e2h = "We add.\n\nSo the answer is 42.\n\nDone.", get_template("e2h")
+    for rule in ("sentence", "last_number", "any"):
+        source = with_answer(e2h, rule)
+        target = as_read(e2h, source)
+        assert rewrite(text, source, target) == text
+        assert [step.is_answer for step in split_steps(text, target)] == [False, True]
+        boxed = get_template("qwen_boxed")
+        assert as_read(boxed, source) == boxed
+        assert rewrite(text, source, boxed).endswith("So the answer is 42.\n\nThe final answer is $\\boxed{42}$.")
+    assert as_read(e2h, e2h) == e2h and as_read(e2h, get_template("math_shepherd")) == e2h
+    named = with_answer(few_shot_template(e2h, [{"question": "0?", "solution": "# Answer\n\n0"}], "shots"), "sentence")
+    assert as_read(e2h, named) == with_answer(e2h, "sentence")  # its own prompt
+
+
+def test_every_rule_can_be_a_template_s_own(tmp_path):
+    """What it writes is found again, also where the last step states it already."""
+    assert {*ANSWER_RULES, r"=> (\S+)"} == set(WRITTEN)
+    for template in OTHERS:
+        write_template(tmp_path / "t.json", template)
+        assert get_template(str(tmp_path / "t.json")) == template
+        for steps in ([], ["a"], ["a 1", "b 2"]):
+            whole = template.format_solution(steps, "7")
+            assert template.extract_answer(whole) == "7"
+            assert split_steps(whole, template)[-1].is_answer and len(split_steps(whole, template)) == len(steps) + 1
+            again = template.format_steps([whole], "7")
+            assert len(again) == (2 if template.answer == "section" else 1)
 
 
 def test_rewriting_an_answer_that_announces_itself():
@@ -290,10 +403,10 @@ def test_a_solution_that_goes_on_from_a_beginning_is_one_text(name, tmp_path, to
         assert evaluated(problems, tmp_path, samples=str(tmp_path / "samples")) == expected
 
     pool = Pool()
-    rounds.judge({p["id"]: p for p in problems}, samples, name, "prod", pool)
+    rounds.judge({p["id"]: p for p in problems}, samples, template, "prod", pool)
     config = validation.defaults()
     config.update({"problems": str(tmp_path / "problems.jsonl"), "shown": 0})
-    found = validation.Validation(config, name, tmp_path, pool)
+    found = validation.Validation(config, template, tmp_path, pool)
     found.record(0, {s["problem_id"]: s["text"] for s in samples})
     assert pool.answers == expected * 2
 
@@ -320,23 +433,28 @@ def test_labels_of_the_built_in_curriculum(tmp_path):
 
 
 FRAGMENTS = ["a", " ", "\n", "\n\n", "\r\n", "# Answer", "# Answer\n", ": ", "42", "\\boxed", "{", "}", "\\}"]
-FRAGMENTS += ["\\fbox{", "$", ".", "The answer is:", " ки\n", "<extra_0>", "## Answer", "<|im_end|>"]
+FRAGMENTS += ["\\fbox{", "$", ".", "The answer is:", " ки\n", "<extra_0>", "## Answer", "<|im_end|>", "#### ", "-3", "=> 5"]
 
 
-@settings(max_examples=300, deadline=None)
-@given(text=st.lists(st.sampled_from(FRAGMENTS), max_size=14).map("".join), name=st.sampled_from(NAMES))
-def test_properties_for_any_text(text, name):
-    template = get_template(name)
+@settings(max_examples=600, deadline=None)
+@given(text=st.lists(st.sampled_from(FRAGMENTS), max_size=14).map("".join), format=st.sampled_from(sorted(FORMATS)))
+def test_properties_for_any_text(text, format):
+    name, rule = format
+    template = written(name, rule)
     answer, steps = template.extract_answer(text), split_steps(text, template)
     assert [step.is_answer for step in steps] == [False] * (len(steps) - 1) + [answer is not None] * bool(steps)
     unix = text.replace("\r\n", "\n")
     windows = template.extract_answer(unix.replace("\n", "\r\n"))
     assert template.extract_answer(unix) == (windows and windows.replace("\r\n", "\n"))
+    step = text.replace(template.tag, "") if template.tag else text
+    assert template.extract_answer(template.hide_answers(step)) is None
     if name == "e2h":
-        assert answer == extract_answer(text, "section")
-        assert extract_answer(text) == (answer or extract_answer(text, "boxed"))
-    whole = template.format_solution(["a", "b"], "42")
-    assert template.extract_answer(whole) == "42"
+        assert answer == extract_answer(text, "section" if rule == "template" else rule)
+        parts = [extract_answer(text, part) for part in ("boxed", "section", "sentence")]
+        assert extract_answer(text) == (parts[0] or parts[1] or parts[2])
+    if rule == "template":
+        whole = template.format_solution(["a", "b"], "42")
+        assert template.extract_answer(whole) == "42"
 
 
 def test_templates_survive_the_record(tmp_path):

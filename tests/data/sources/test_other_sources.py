@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+from collections import Counter
 
 import pytest
 
@@ -19,8 +20,21 @@ def test_gsm8k(prepared):
     row = {"question": "How many?", "answer": "She has 48/2 = <<48/2=24>>24.\nSo 1,024.\n#### 1,024"}
     records, card = prepared("gsm8k", [row, row, {"question": "x", "answer": "no marker"}])
     assert [record["solution"] for record in records] == ["She has 48/2 = 24.\n\nSo 1,024.\n\n# Answer\n\n1024"]
-    assert records[0]["id"] == "gsm8k/train/0" and records[0]["level"] is None
+    assert records[0]["id"] == "gsm8k/train/0" and records[0]["level"] == 1
     assert card["counts"] == {"rows whose question came before": 1, "rows without an answer": 1}
+
+
+def test_levels_of_gsm8k_are_by_the_lines_of_the_solution(prepared, tmp_path, rows_file):
+    """A blank line is none, and a line without a calculator's mark is one; the test keeps all levels."""
+    steps = [1, 2, 3, 4, 5, 6, 7, 12]
+    rows = [{"question": f"{n}?", "answer": "\n".join(["x <<1=1>>", "", *["y"] * (n - 1), "#### 3"])} for n in steps]
+    assert [record["level"] for record in prepared("gsm8k", rows)[0]] == [1, 1, 2, 3, 4, 5, 5, 5]
+    for split in ("train", "test"):
+        rows_file(tmp_path / "both" / f"{split}.jsonl", [row | {"question": split + row["question"]} for row in rows])
+    records, card = prepared("gsm8k", str(tmp_path / "both"), levels=(1, 2))
+    assert [record["level"] for record in records if record["split"] == "train"] == [1, 1, 2]
+    assert len([record for record in records if record["split"] == "test"]) == 8
+    assert card["counts"] == {"problems of other levels": 5}
 
 
 def test_all_of_gsm8k(prepared, shared_data):
@@ -28,6 +42,15 @@ def test_all_of_gsm8k(prepared, shared_data):
     assert [sum(record["split"] == split for record in records) for split in ("train", "test")] == [7473, 1319]
     assert all(TEMPLATE.extract_answer(record["solution"]) == record["answer"] for record in records)
     assert not any("<<" in record["solution"] for record in records)
+    levels = {split: Counter(r["level"] for r in records if r["split"] == split) for split in ("train", "test")}
+    assert levels["train"] == {1: 1961, 2: 2149, 3: 1659, 4: 955, 5: 749}  # docs/data.md
+    assert levels["test"] == {1: 326, 2: 371, 3: 297, 4: 175, 5: 150}
+
+
+@pytest.mark.parametrize("template", ["qwen_boxed", "math_shepherd", "llama3_boxed"])
+def test_gsm8k_s_answers_are_found_in_other_templates(prepared, shared_data, template):
+    records, _ = prepared("gsm8k", str(shared_data / "gsm8k" / "test.jsonl"), template=template)
+    assert [get_template(template).extract_answer(r["solution"]) for r in records] == [r["answer"] for r in records]
 
 
 def meta(original, response, kind="MATH_Rephrased", query="q?"):
