@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
-KATEX = ROOT / "e2h_jax/evaluation/report/page/katex"  # the report's; the site renders its equations with the same files
+FORMULAS = ROOT / "e2h_jax/evaluation/report/page"  # the report's scripts set the site's equations too
 
 _CODE = re.compile(r"^(`{3,}|~{3,}).*?^\1[ \t]*$|(`+)[^`].*?\2", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r'(?<!!)\[(?P<text>(?:[^\[\]]|\[[^\]]*\])*)\]\((?P<target>[^)\s]+)(?: "(?P<title>[^"]*)")?\)')
@@ -70,7 +70,7 @@ def _page_of(path: Path) -> str:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """MkDocs: adds the pages of the linked sources, and KaTeX."""
+    """MkDocs: adds the pages of the linked sources, and the scripts that set equations."""
     from mkdocs.structure.files import File
 
     linked = set()
@@ -78,9 +78,8 @@ def on_files(files: Any, config: Any) -> Any:
         linked |= {path for link in links(page.content_string) if (path := source(page.src_uri, link.target))}
     for path in sorted(linked):
         files.append(File.generated(config, _page_of(path), content=_listing(path)))
-    for path in sorted(KATEX.rglob("*")):
-        if path.is_file():
-            files.append(File.generated(config, f"assets/katex/{path.relative_to(KATEX).as_posix()}", abs_src_path=str(path)))
+    for name in ("symbols.js", "formulas.js", "commands.js", "formulas.css"):
+        files.append(File.generated(config, f"assets/formulas/{name}", abs_src_path=str(FORMULAS / name)))
     return files
 
 

@@ -194,3 +194,22 @@ def quality_rows(
                 row["steps"][group] = quality.step_quality(*columns)
         rows.append(row)
     return rows
+
+
+def no_answer_rows(generators: Sequence[Generator], groups: Groups) -> list[dict]:
+    """Returns the "no_answer" rows: per generator, of each level and subject the solutions graded and those without an answer.
+
+    {"generator", "levels" and "subjects": {name: {"graded", "no_answer"}}}, of samples and greedy as `Generator.counts` are.
+    """
+    rows = []
+    for generator in generators:
+        drawn = [[*row] for row in generator.samples] or [[] for _ in generator.greedy_samples]
+        for row, sample in zip(drawn, generator.greedy_samples, strict=False):
+            row.append(sample)
+        counts = np.array([[len(row), sum(sample["answer"] is None for sample in row)] for row in drawn])
+        row = {"generator": generator.name}
+        for field, by in (("levels", groups.levels), ("subjects", groups.subjects)):
+            sums = {name: counts[mask].sum(axis=0).tolist() for name, (mask, _) in by.items()}
+            row[field] = {name: {"graded": graded, "no_answer": none} for name, (graded, none) in sums.items()}
+        rows.append(row)
+    return rows

@@ -9,16 +9,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from e2h_jax.evaluation.inputs import LIKELIHOOD
-from e2h_jax.evaluation.tables import headline_at_all_sizes
+from e2h_jax.evaluation.tables import headline_at_all_sizes, shown_groups
 
 # Colours that differ in lightness too (Okabe and Ito), so that they survive print and colour blindness.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-_GROUPS = (("easy", "Easy"), ("hard", "Hard"), ("all", "All"))
 
 
 def draw_curves(rows: Sequence[Mapping], adopted: Mapping[str, str], path: Path) -> bool:
-    """Writes the figure, one row of three panels per generator with two or more samples; returns False when there is
-    none.
+    """Writes the figure, one row per generator with two or more samples, of a panel for easy, hard and all problems where
+    there are such; returns False when there is no row.
 
     Majority voting is the dashed grey line; each evaluator has a colour, solid for weighted voting and dotted for
     best-of-N; the light bands are the 95 % intervals over problems (paired differences are far narrower: see
@@ -29,18 +28,19 @@ def draw_curves(rows: Sequence[Mapping], adopted: Mapping[str, str], path: Path)
     if not names:
         return False
     with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(13, 4.6 * len(names)), layout="constrained")
+        groups = shown_groups(rows[0])
+        figure = Figure(figsize=(max(6, 13 * len(groups) / 3), 4.6 * len(names)), layout="constrained")
         FigureCanvasAgg(figure)
-        panels = figure.subplots(len(names), 3, squeeze=False)
+        panels = figure.subplots(len(names), len(groups), squeeze=False)
         evaluators = list(dict.fromkeys(row["evaluator"] for row in shown if row["evaluator"]))
         colors = {name: _COLORS[position % len(_COLORS)] for position, name in enumerate(evaluators)}
         handles: dict[str, object] = {}
         for name, axes in zip(names, panels, strict=True):
             own = [row for row in shown if row["generator"] == name]
-            for (group, title), panel in zip(_GROUPS, axes, strict=True):
+            for group, panel in zip(groups, axes, strict=True):
                 _draw_panel(panel, own, group, colors, handles)
                 count = own[0][group]["problems"]
-                panel.set_title(f"{title} ({count} problems)" + (f", {name}" if len(names) > 1 else ""))
+                panel.set_title(f"{group.capitalize()} ({count} problems)" + (f", {name}" if len(names) > 1 else ""))
             axes[0].set_ylabel("accuracy (%)")
         columns = min(4, len(handles))
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
@@ -56,8 +56,6 @@ def _draw_panel(
         if row["decoding"] not in ("pass", "greedy"):
             lines.setdefault((row["decoding"], row["evaluator"]), []).append(row)
     for (decoding, evaluator), points in lines.items():
-        if points[0][group]["accuracy"] is None:
-            continue
         n = [point["n"] for point in points]
         accuracy = 100 * np.array([point[group]["accuracy"] for point in points])
         low, high = 100 * np.array([point[group]["ci95"] for point in points]).T
@@ -75,7 +73,7 @@ def _draw_panel(
             n, accuracy, style, color=color, marker=marker, markersize=4, linewidth=1.8, label=name
         )
     greedy = next((row for row in rows if row["decoding"] == "greedy"), None)
-    if greedy is not None and greedy[group]["accuracy"] is not None:
+    if greedy is not None:
         value = 100 * greedy[group]["accuracy"]
         handles["greedy"] = panel.axhline(value, color="0.75", linestyle=(0, (1, 1)), linewidth=1.2, zorder=0)
     ticks = sorted({row["n"] for row in rows if row["decoding"] == "majority"})

@@ -111,6 +111,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict:
         "quality": quality,
         "undecided": sum(generator.counts["undecided"] for generator in generators),
         "graded": {generator.name: generator.counts for generator in generators},
+        "no_answer": comparison.no_answer_rows(generators, groups),
         "seconds": seconds,
         "paper": dict(config.paper),
     }
@@ -182,6 +183,6 @@ def _summary(results: dict, adopted: dict[str, str]) -> dict:
     """Returns the headline's accuracy on hard problems (all problems where none is hard), in percent."""
     summary = {}
     for row in tables.headline(results["rows"], adopted):
-        group = "hard" if row["hard"]["problems"] else "all"
+        group = tables.focus(row)
         summary[f"{group}/{tables.method_name(row)}@{row['n']}"] = round(100 * row[group]["accuracy"], 2)
     return {**summary, "undecided": results["undecided"]}

@@ -11,6 +11,16 @@ from e2h_jax.evaluation.inputs import LIKELIHOOD
 _GROUPS = ("easy", "hard", "all")
 
 
+def shown_groups(row: Mapping) -> list[str]:
+    """Returns which of easy, hard and all have problems: without levels, all alone."""
+    return [group for group in _GROUPS if row[group]["problems"]]
+
+
+def focus(row: Mapping) -> str:
+    """Returns the group that decisions are compared on: hard, or all where no problem is hard."""
+    return "hard" if row["hard"]["problems"] else "all"
+
+
 def headline(rows: Sequence[Mapping], adopted: Mapping[str, str]) -> list[Mapping]:
     """Returns the rows to look at first: at each generator's largest N, re-ranking by the adopted aggregations."""
     largest: dict[str, int] = {}
@@ -47,18 +57,17 @@ def _key(row: Mapping) -> tuple:
 
 def _cells(results: Mapping, rows: Iterable[Mapping]) -> tuple[list[str], list[list[str]]]:
     """Returns header and body of the headline table."""
-    differences = {_key(row): row["hard"] for row in results["paired"]}
-    counts = {group: next(iter(results["rows"]))[group]["problems"] for group in _GROUPS}
+    any_row = results["rows"][0]
+    groups, group_compared = shown_groups(any_row), focus(any_row)
+    differences = {_key(row): row[group_compared] for row in results["paired"]}
     header = [
-        "generator",
-        "N",
-        "decoding",
-        *(f"{group} ({counts[group]})" for group in _GROUPS),
-        "hard, minus majority",
+        *("generator", "N", "decoding"),
+        *(f"{group} ({any_row[group]['problems']})" for group in groups),
+        f"{group_compared}, minus majority",
     ]
     body = [
         [
-            *(row["generator"], str(row["n"]), label(row), *(interval(row[group]) for group in _GROUPS)),
+            *(row["generator"], str(row["n"]), label(row), *(interval(row[group]) for group in groups)),
             interval(differences.get(_key(row)), "difference"),
         ]
         for row in rows
@@ -69,7 +78,8 @@ def _cells(results: Mapping, rows: Iterable[Mapping]) -> tuple[list[str], list[l
 def print_headline(results: Mapping, adopted: Mapping[str, str], console: Console) -> None:
     """Prints a headline table per generator, narrow enough for a terminal of 80 columns, and the counts behind it."""
     rows = headline(results["rows"], adopted)
-    differences = {_key(row): row["hard"] for row in results["paired"]}
+    groups, group_compared = shown_groups(rows[0]), focus(rows[0])
+    differences = {_key(row): row[group_compared] for row in results["paired"]}
     console.print("\nAccuracy in %, ± half the width of the 95 % interval over problems", highlight=False)
     names = dict.fromkeys(row["generator"] for row in rows)
     sampled = [name for name in names if any(row["generator"] == name and row["decoding"] != "greedy" for row in rows)]
@@ -79,18 +89,23 @@ def print_headline(results: Mapping, adopted: Mapping[str, str], console: Consol
     for title, own, name_of in tables:
         table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
         table.add_column(title.format(n=max(row["n"] for row in own)), no_wrap=True)
-        for group in _GROUPS:
+        for group in groups:
             table.add_column(f"{group}\n({own[0][group]['problems']})", justify="right", no_wrap=True)
         if own is not only_greedy:
-            table.add_column("hard, minus\nmajority", justify="right", no_wrap=True)
+            table.add_column(f"{group_compared}, minus\nmajority", justify="right", no_wrap=True)
         for row in own:
             style = "bold" if row["decoding"] == "weighted" and row["aggregation"] else None
             difference = [interval(differences.get(_key(row)), "difference")] if own is not only_greedy else []
-            table.add_row(name_of(row), *(_plus_minus(row[group]) for group in _GROUPS), *difference, style=style)
+            table.add_row(name_of(row), *(_plus_minus(row[group]) for group in groups), *difference, style=style)
         console.print(table, highlight=False)
     for row in results["compared"]:
-        console.print(f"{row['generator']} minus {row['minus']}, hard: {interval(row['hard'], 'difference')}", highlight=False)
+        difference = interval(row[group_compared], "difference")
+        console.print(f"{row['generator']} minus {row['minus']}, {group_compared}: {difference}", highlight=False)
     console.print(summary_line(results).replace("\n\n", "\n"), highlight=False)
+    for row in results["no_answer"]:
+        if any(counts["no_answer"] for counts in row["levels"].values()):
+            shares = ", ".join(f"{level}: {_share(counts)}" for level, counts in row["levels"].items())
+            console.print(f"{row['generator']}, without an answer by level: {shares}.", highlight=False)
 
 
 def _short(row: Mapping) -> str:
@@ -125,22 +140,24 @@ def markdown(results: Mapping, adopted: Mapping[str, str]) -> str:
     parts = [
         "# Results",
         "Accuracy in % with 95 % bootstrap intervals over problems. N samples: averages over subsets of N samples. "
-        "The last column is the paired difference on the hard problems to majority voting with the same samples.",
+        "The last column is the paired difference to majority voting with the same samples, on the problems that it names.",
         markdown_table(*_cells(results, headline(rows, adopted))),
-        *_compared(results["compared"]),
+        *_compared(results["compared"], shown_groups(rows[0])),
         summary_line(results),
-        "## By level",
-        _by_group(headline(rows, adopted), "levels", "level "),
     ]
+    if rows[0]["levels"]:
+        parts += ["## By level", _by_group(headline(rows, adopted), "levels", "level ")]
     if "subjects" in results:
         parts += ["## By subject", _by_group(results["subjects"], "subjects", "")]
+    parts += _no_answer(results["no_answer"])
     aggregated = [row for row in rows if row["aggregation"] is not None]
     if aggregated:
         largest = {row["generator"]: max(r["n"] for r in rows if r["generator"] == row["generator"]) for row in rows}
         body = [row for row in aggregated if row["n"] == largest[row["generator"]]]
         parts += ["## Every aggregation of the step scores", markdown_table(*_cells(results, body))]
     if results["quality"]:
-        parts += ["## Evaluators as judges", _QUALITY, markdown_table(*_quality_cells(results["quality"]))]
+        cells = _quality_cells(results["quality"], shown_groups(rows[0]))
+        parts += ["## Evaluators as judges", _QUALITY, markdown_table(*cells)]
     sizes = [row for row in rows if row["decoding"] != "greedy" and row in headline_at_all_sizes(rows, adopted)]
     if sizes:
         parts += ["## By number of samples", subsets_line(sizes), markdown_table(*_cells(results, sizes))]
@@ -176,12 +193,29 @@ def _listed(sizes: Iterable[int]) -> str:
     return f"{', '.join(before)} and {last}" if before else last
 
 
-def _compared(rows: Sequence[Mapping]) -> list[str]:
+def _no_answer(rows: Sequence[Mapping]) -> list[str]:
+    """How many solutions of each level and subject have no recognised answer; nothing where all have one."""
+    tables = []
+    for field, prefix in (("levels", "level "), ("subjects", "")):
+        own = [row for row in rows if any(counts["no_answer"] for counts in row[field].values())]
+        if own:
+            header = ["generator", *(f"{prefix}{name}" for name in own[0][field])]
+            cells = [[f"{c['no_answer']:,} of {c['graded']:,} ({_share(c)})" for c in row[field].values()] for row in own]
+            tables.append(markdown_table(header, [[row["generator"], *line] for row, line in zip(own, cells, strict=True)]))
+    text = "Solutions in which no final answer is recognised; each counts as wrong."
+    return ["## Without an answer", text, *tables] if tables else []
+
+
+def _share(counts: Mapping) -> str:
+    return f"{100 * counts['no_answer'] / max(1, counts['graded']):.1f} %"
+
+
+def _compared(rows: Sequence[Mapping], groups: Sequence[str]) -> list[str]:
     if not rows:
         return []
-    body = [[row["generator"], row["minus"], *(interval(row[group], "difference") for group in _GROUPS)] for row in rows]
+    body = [[row["generator"], row["minus"], *(interval(row[group], "difference") for group in groups)] for row in rows]
     text = "Greedy accuracy of one generator minus another's, in points, paired by problem."
-    return ["## Generators compared", text, markdown_table(["generator", "minus", *_GROUPS], body)]
+    return ["## Generators compared", text, markdown_table(["generator", "minus", *groups], body)]
 
 
 _QUALITY = (
@@ -205,7 +239,7 @@ def accuracies_by_size(rows: Sequence[Mapping], adopted: Mapping[str, str]) -> d
     """Returns the headline's methods for metrics.jsonl: N -> {'hard/sft/weighted_prm': accuracy}, in the order of N."""
     found: dict[int, dict[str, float]] = {}
     for row in sorted(headline_at_all_sizes(rows, adopted), key=lambda row: row["n"]):
-        own = {f"{group}/{method_name(row)}": row[group]["accuracy"] for group in _GROUPS if row[group]["problems"]}
+        own = {f"{group}/{method_name(row)}": row[group]["accuracy"] for group in shown_groups(row)}
         found.setdefault(row["n"], {}).update(own)
     return found
 
@@ -221,7 +255,7 @@ def _by_group(rows: Sequence[Mapping], field: str, prefix: str) -> str:
     return markdown_table(header, body)
 
 
-def _quality_cells(quality: Sequence[Mapping]) -> tuple[list[str], list[list[str]]]:
+def _quality_cells(quality: Sequence[Mapping], groups: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     def shown(value: float | None, percent: bool) -> str:
         return "–" if value is None else f"{100 * value:.1f}" if percent else f"{value:.3f}"
 
@@ -234,17 +268,17 @@ def _quality_cells(quality: Sequence[Mapping]) -> tuple[list[str], list[list[str
         "generator",
         "evaluator",
         "judged",
-        *(f"{group} {what}" for group in _GROUPS for what in ("AUC (within)", "accuracy")),
+        *(f"{group} {what}" for group in groups for what in ("AUC (within)", "accuracy")),
     ]
     body = []
     for row in quality:
         names = [name for name in row["outcome"]["all"] if name not in ("samples", "right")]
         for name in names:
-            judged = [cell for group in _GROUPS for cell in cells(row["outcome"][group][name])]
+            judged = [cell for group in groups for cell in cells(row["outcome"][group][name])]
             what = "log-probability" if row["evaluator"] == LIKELIHOOD else name
             body.append([row["generator"], row["evaluator"], f"solutions, {what}", *judged])
         if row["steps"]:
-            judged = [cell for group in _GROUPS for cell in cells(row["steps"][group])]
+            judged = [cell for group in groups for cell in cells(row["steps"][group])]
             body.append([row["generator"], row["evaluator"], f"steps ({row['steps']['all']['steps']:,})", *judged])
     return header, body
 

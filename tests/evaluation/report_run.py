@@ -21,12 +21,12 @@ SAMPLES = {
 }
 
 
-def write_run(folder):
-    """A recipe's folder with an evaluation and a PPO run in it."""
+def write_run(folder, step=f"So: {HOSTILE}", problems=PROBLEMS):
+    """A recipe's folder with what an evaluation reads, and a PPO run in it; `step` is the first one of every solution."""
     samples, by_prm, by_orm, labels = [], [], [], []
     for problem, rows in SAMPLES.items():
         for number, (answer, *scores) in enumerate(rows):
-            text = f"So: {HOSTILE}" + ("" if answer is None else f"\n\n# Answer\n\n{answer}")
+            text = step + ("" if answer is None else f"\n\n# Answer\n\n{answer}")
             finish = "length" if answer is None else "stop"
             sample = {"problem_id": problem, "sample": number, "text": text, "finish": finish, "logprob": -1.0 - number}
             samples.append(sample)
@@ -34,7 +34,7 @@ def write_run(folder):
             by_orm.append(sample | {"step_scores": [0.5, 0.5]})
             of = {"problem_id": problem, "sample": number, "question": "?", "prefix": "", "level": None}
             labels.append(of | {"steps": ["So", "end"], "labels": [1.0, 0.0]})
-    write_records(folder / "data" / "problems.jsonl", PROBLEMS)
+    write_records(folder / "data" / "problems.jsonl", problems)
     write_records(folder / "data" / "samples.jsonl", samples)
     write_records(folder / "data" / "greedy.jsonl", [row | {"sample": 0} for row in samples if row["sample"] == 2])
     write_records(folder / "data" / "prm.jsonl", by_prm)

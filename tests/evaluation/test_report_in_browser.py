@@ -2,7 +2,9 @@
 
 import pytest
 from chromium import PROGRAM, Browser
+from report_run import PROBLEMS, make_config, write_run
 
+from e2h_jax import stage
 from e2h_jax.evaluation.report import show
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium")
@@ -22,6 +24,65 @@ def page(run_folder):
         assert browser.errors == []
         assert {url.split(":")[0] for url in browser.requests} <= {"file", "data", "blob"}
         assert browser.run("window.hacked") is None
+
+
+MARKED = r"""## Step 1
+Halve **both** of $x_1 * y_1 * 2$ and *see* `a_b`:
+| n | $|n|$ |
+|---|---|
+| 1 | $\text{<img src=x onerror="window.hacked = 4">}$ |
+- $\frac{10}{2}$
+- <b>HACK</b> **<img src=x onerror="window.hacked = 3">** [link](javascript:hacked)
+```
+print("<script>window.hacked = 5</script>")
+```
+so \boxed{5} and $\href{javascript:hacked}{x}$"""
+
+
+@pytest.fixture(scope="module")
+def marked(tmp_path_factory):
+    """The page of a run whose solutions are Markdown and whose problems have neither levels nor subjects."""
+    folder = tmp_path_factory.mktemp("marked")
+    write_run(folder, MARKED, [problem | {"level": None, "subject": None} for problem in PROBLEMS])
+    stage.execute("recipe", make_config(), folder)
+    with Browser() as browser:
+        browser.open(folder / "report.html")
+        browser.wait("document.querySelector('.open-problem details.solution .steps math')")
+        yield browser
+        assert browser.errors == [] and browser.run("window.hacked") is None
+        assert {url.split(":")[0] for url in browser.requests} <= {"file", "data", "blob"}
+
+
+def test_a_solution_s_markdown_is_drawn_and_its_markup_is_text(marked):
+    def texts(selector):
+        return marked.run(
+            f"[...document.querySelectorAll('details.solution[open] .steps > li {selector}')].map((e) => e.textContent)"
+        )
+
+    assert texts("h5") == ["Step 1"]
+    assert texts("strong") == ["both", '<img src=x onerror="window.hacked = 3">']
+    assert texts("em") == ["see"]
+    assert texts("code") == ["a_b", 'print("<script>window.hacked = 5</script>")', r"$\href{javascript:hacked}{x}$"]
+    assert texts(".prose > p math") == ["x1∗y1∗2", "5"]  # `*` and `_` of a formula are TeX
+    assert texts("td") == ["1", '<img src=x onerror="window.hacked = 4">'.replace(" ", "\u00a0")]
+    assert texts("ul li")[1] == '<b>HACK</b> <img src=x onerror="window.hacked = 3"> [link](javascript:hacked)'
+    assert texts("mfrac") == ["102"] and texts(":is(img, b, a, script)") == [] and texts("h4") == ["Answer"]
+    # The steps are those that were scored, each with its score and its colour.
+    assert texts("output") == ["0.90", "0.80"]
+    colours = (
+        "[...document.querySelectorAll('details.solution[open] .steps > li')].map((li) => getComputedStyle(li).backgroundColor)"
+    )
+    assert len(set(marked.run(colours))) == 2 and "rgba(0, 0, 0, 0)" not in marked.run(colours)
+
+
+def test_without_levels_there_is_no_column_for_them(marked):
+    heads = """[...document.querySelectorAll('#results thead')].map((row) =>
+        [...row.querySelectorAll('th')].map((th) => th.textContent))"""
+    first, compared = marked.run(heads)[:2]
+    assert first == ["Decided by", "all (3)", "all, 0 to 100", "all, minus majority"]
+    assert compared == ["", "all", "all"]
+    assert "By level and subject" not in marked.run("[...document.querySelectorAll('h2')].map((h) => h.textContent)")
+    assert "easy" not in marked.run("document.querySelector('main').textContent").replace("easy problems", "")
 
 
 def choose(page, option):
@@ -51,13 +112,26 @@ def test_a_click_opens_a_problem_with_its_formulas_rendered(page):
     assert page.run(ROWS) == ["p/0", "p/1", "p/2"]
     page.run("document.querySelector('.list button').click()")
     page.wait(f"{OPEN} === 'p/0'")
-    assert page.run("document.querySelector('.question .katex .mfrac') !== null")
-    assert page.run("getComputedStyle(document.querySelector('.question .katex')).fontFamily").startswith("KaTeX_Main")
-    assert page.run("document.fonts.check('16px KaTeX_Main')")
+    numerator, denominator = page.run(
+        "[...document.querySelectorAll('.question math mfrac > *')].map((e) => e.getBoundingClientRect().y)"
+    )
+    assert numerator < denominator
     steps = page.run("[...document.querySelectorAll('details.solution[open] .steps output')].map((o) => o.textContent)")
     assert steps == ["0.90", "0.90"]
     sentence = page.run("document.querySelector('.open-problem .sentence').textContent")
     assert sentence.startswith("majority voting chose 5, right, with 2 of 4 votes; weighted voting, prm chose 5, right, with 8")
+
+
+def test_the_list_has_its_formulas(page):
+    page.wait("document.querySelector('.list .ask math')")
+    assert page.run("document.querySelector('.list .ask').textContent") == "What is 102?"
+    assert page.run("[...document.querySelectorAll('.list .ask')].map((e) => e.textContent)")[2] == "Costs $5 and $6: how many?"
+
+
+def test_solutions_without_an_answer_are_told_by_level_and_subject(page):
+    rows = "[...document.querySelectorAll('#levels [aria-label=\"Without an answer\"] tr')].map((r) => r.textContent)"
+    assert page.run(rows)[:3] == ["sft", "By level", "level 120.01 of 5"]
+    assert page.run(rows)[4:] == ["By subject", "Algebra10.01 of 10", "Geometry0.00 of 5"]
 
 
 def test_filters_and_search(page):

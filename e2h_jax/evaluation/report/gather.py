@@ -105,6 +105,7 @@ def _summary(folder: Folder, results: dict) -> dict:
         "paired": _shown(results["paired"], adopted),
         **{name: results[name] for name in ("compared", "quality", "graded", "seconds")},
         "subjects": [row | {"label": label(row)} for row in results.get("subjects", [])],
+        "no_answer": results.get("no_answer", []),  # evaluations of 0.2.0 and before do not have it
         "paper": paper.curves(results.get("paper", {})),
         "judged": [],
         "note": "",

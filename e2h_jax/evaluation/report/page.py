@@ -8,7 +8,7 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -20,8 +20,9 @@ PER_PART = 20  # problems inflated at once
 INDEX_SHARE = 0.4  # of a page, at most: the list of problems with what was decided; the rest is for their solutions
 
 _PARTS = files("e2h_jax.evaluation.report").joinpath("page")
-_SCRIPTS = ("data.js", "text.js", "charts.js", "figures.js", "tables.js", "curves.js", "problems.js", "start.js")
-_TEX = re.compile(r"\$|\\\(|\\\[|\\boxed|\\frac")
+_FORMULAS = ("symbols.js", "formulas.js", "commands.js")  # with formulas.css; docs/links.py gives the site these too
+_CHARTS = ("charts.js", "figures.js", "tables.js", "curves.js")
+_SCRIPTS = ("data.js", "text.js", *_FORMULAS, "markdown.js", *_CHARTS, "problems.js", "start.js")
 
 
 def build(title: str, evaluations: Sequence[Evaluation], training: Sequence[dict], limit: int = LIMIT) -> str:
@@ -32,8 +33,7 @@ def build(title: str, evaluations: Sequence[Evaluation], training: Sequence[dict
     summaries = [evaluation.summary for evaluation in evaluations]
     core = {"title": title, "metrics": METRICS, "evaluations": summaries, "training": training}
     indices = [_index(number, evaluation, limit * INDEX_SHARE / shares) for number, evaluation in enumerate(evaluations)]
-    tex = _tex() if any(_has_tex(evaluation) for evaluation in evaluations) else []
-    room = limit - 200_000 - sum(map(len, [*tex, *indices])) - len(_pack(core))  # 200,000: the page itself, and to spare
+    room = limit - 200_000 - sum(map(len, indices)) - len(_pack(core))  # 200,000: the page itself, and to spare
     details = []
     for number, evaluation in enumerate(evaluations):
         drawn, listed = evaluation.kept_samples, evaluation.kept_problems
@@ -41,18 +41,17 @@ def build(title: str, evaluations: Sequence[Evaluation], training: Sequence[dict
         kept = {"samples": evaluation.kept_samples, "problems": evaluation.kept_problems, "listed": listed}
         evaluation.summary["shown"] = kept
         evaluation.summary["drawn"] = {"samples": drawn, "problems": len(evaluation.problems)}
-    script = "\n".join(_PARTS.joinpath(name).read_text(encoding="utf-8") for name in _SCRIPTS)
+    script = "\n".join(map(_read, _SCRIPTS))
     script = f'"use strict";\n(() => {{\n{script}\n}})();'
     filled = {
         "title": html.escape(title),
-        "policy": _policy([script, *([_katex()] if tex else [])]),
-        "style": _PARTS.joinpath("page.css").read_text(encoding="utf-8"),
-        "data": "\n".join([_script("core", _pack(core)), *indices, *details, *tex]),
+        "policy": _policy(script),
+        "style": _read("page.css") + _read("formulas.css"),
+        "data": "\n".join([_script("core", _pack(core)), *indices, *details]),
         "script": script,
     }
-    template = _PARTS.joinpath("page.html").read_text(encoding="utf-8")
     # One pass: what is filled in may itself hold something that looks like a placeholder.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: filled[match[1]], template)
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: filled[match[1]], _read("page.html"))
 
 
 def _index(number: int, evaluation: Evaluation, room: float) -> str:
@@ -84,38 +83,17 @@ def _details(number: int, evaluation: Evaluation, room: int) -> list[str]:
             evaluation.kept_problems = int(evaluation.kept_problems * share)
 
 
-def _has_tex(evaluation: Evaluation) -> bool:
-    return any(_TEX.search(problem["question"] + (problem["answer"] or "")) for problem in evaluation.problems)
+def _read(name: str) -> str:
+    return _PARTS.joinpath(name).read_text(encoding="utf-8")
 
 
-def _tex() -> list[str]:
-    """KaTeX (MIT licence, page/katex/LICENSE) with its fonts in its style."""
-    folder = _PARTS.joinpath("katex")
-
-    def font(match: re.Match) -> str:
-        content = base64.b64encode(folder.joinpath("fonts", match[1]).read_bytes()).decode()
-        return f"url(data:font/woff2;base64,{content})"
-
-    style = folder.joinpath("katex.min.css").read_text(encoding="utf-8")
-    # woff2 is read by every browser that can inflate this page; the other formats of each font are left out.
-    style = re.sub(r'url\(fonts/([\w-]+\.woff2)\) format\("woff2"\)[^;}]*', font, style)
-    return [_script("katex-style", _squeeze(style)), _script("katex-script", _squeeze(_katex()))]
-
-
-def _katex() -> str:
-    return _PARTS.joinpath("katex", "katex.min.js").read_text(encoding="utf-8")
-
-
-def _policy(scripts: Iterable[str]) -> str:
-    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
-    return f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; font-src data:; img-src data:; base-uri 'none'"
+def _policy(script: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
 
 
 def _pack(value: Any) -> str:
-    return _squeeze(json.dumps(value, ensure_ascii=True, separators=(",", ":")))
-
-
-def _squeeze(text: str) -> str:
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
     return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
 
 

@@ -41,15 +41,3 @@ const choice = (label, options, value, onchange) =>
 
 const tick = (label, checked, onchange) =>
   make("label", {}, make("input", { type: "checkbox", checked, onchange: (event) => onchange(event.target.checked) }), label);
-
-let katexLoaded;
-
-// KaTeX is inflated and run when the first formula is to be shown; a page without formulas does not carry it.
-function loadKatex() {
-  if (!document.getElementById("katex-script")) return Promise.resolve(false);
-  katexLoaded ??= Promise.all([inflate("katex-style"), inflate("katex-script")]).then(([style, script]) => {
-    document.head.append(make("style", {}, style), make("script", {}, script));
-    return true;
-  });
-  return katexLoaded;
-}

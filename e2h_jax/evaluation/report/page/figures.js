@@ -39,7 +39,7 @@ function againstNOf(core, evaluation, generator) {
     const shown = entries.filter((entry) => !hidden.has(entry.key));
     const far = Math.max(...sizes, ...evaluation.paper.filter((curve) => !hidden.has(`paper ${curve.evaluator}`)).flatMap((curve) => curve.n));
     const x = { log: true, domain: [1, far], ticks: powers(far), format: (n) => String(n) };
-    const charts = GROUPS.filter((group) => rows[0][group].problems).map((group) => {
+    const charts = groupsOf(evaluation).map((group) => {
       const series = shown.flatMap((entry) => seriesOf(entry, group, greedy, sizes, evaluation));
       return captioned(`${group[0].toUpperCase()}${group.slice(1)} (${rows[0][group].problems})`, null,
         lines({ series, x, y: accuracyAxis(series), xLabel: "N", height: 260, tip: percent, label: `Accuracy against N, ${group} problems: ${summaryOf(series)}` }));
@@ -48,8 +48,8 @@ function againstNOf(core, evaluation, generator) {
   };
   refresh();
   const title = core.evaluations.length > 1 || panelsOf(core) > 1 ? make("h3", {}, `${evaluationName(evaluation, core.evaluations.length > 1)}: ${generator}`) : null;
-  const table = numbers(["Decided by", ...GROUPS.flatMap((group) => sizes.map((n) => `${group}, ${n}`))],
-    [...byLine].map(([name, own]) => [name, ...GROUPS.flatMap((group) => own.map((row) => percent(row[group].accuracy)))]));
+  const table = numbers(["Decided by", ...groupsOf(evaluation).flatMap((group) => sizes.map((n) => `${group}, ${n}`))],
+    [...byLine].map(([name, own]) => [name, ...groupsOf(evaluation).flatMap((group) => own.map((row) => percent(row[group].accuracy)))]));
   const source = evaluation.paper.length ? make("p", { class: "says" }, `Dash-dotted: the paper's own curves (${evaluation.paper[0].source}; ${figuresOf(evaluation.paper)}): majority, weighted and best-of-N.`) : null;
   return make("div", {}, title, body, source, table);
 }
@@ -107,10 +107,28 @@ function byGroupSection(core) {
     const levels = rows.length && Object.keys(rows[0].levels).length ? [barsOf(evaluation, rows, "levels", `${many}By level`, "Level 1 is the easiest.", (level) => `level ${level}`)] : [];
     const subjects = evaluation.subjects.length && Object.keys(evaluation.subjects[0].subjects).length > 1
       ? [barsOf(evaluation, evaluation.subjects, "subjects", `${many}By subject`, "The subjects of the problems' source.", (name) => name)] : [];
-    return [...levels, ...subjects];
+    return [...levels, ...subjects, ...noAnswer(evaluation, many)];
   });
   return parts.length ? make("section", { id: "levels" }, make("h2", {}, "By level and subject"),
     make("p", { class: "says" }, "Accuracy in % of each way to decide at the largest N; the thin lines are 95 % intervals over the problems of the group."), parts) : null;
+}
+
+// Shares of solutions without a recognised answer, by level and by subject; nothing where all have one.
+function noAnswer(evaluation, many) {
+  const rows = evaluation.no_answer.filter((row) => [...Object.values(row.levels), ...Object.values(row.subjects)].some((c) => c.no_answer));
+  if (!rows.length) return [];
+  const line = (field, name, label) => make("tr", {}, make("th", { scope: "row" }, label), rows.map((row) => {
+    const { graded, no_answer: none } = row[field][name];
+    return make("td", {}, percent(none / graded), make("small", {}, `${none.toLocaleString("en")} of ${graded.toLocaleString("en")}`));
+  }));
+  const heading = (text) => make("tr", { class: "group" }, make("th", { colspan: rows.length + 1, scope: "colgroup" }, text));
+  const levels = Object.keys(rows[0].levels).map((name) => line("levels", name, `level ${name}`));
+  const subjects = Object.keys(rows[0].subjects).map((name) => line("subjects", name, name));
+  return [make("div", {}, make("h3", {}, `${many}Without an answer`),
+    make("p", { class: "says" }, "Share in % of the solutions, samples and greedy, in which no final answer is recognised; each counts as wrong."),
+    make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Without an answer" }, make("table", {},
+      make("thead", {}, make("tr", {}, ["", ...rows.map((row) => row.generator)].map((name) => make("th", { scope: "col" }, name)))),
+      make("tbody", {}, levels.length && subjects.length ? heading("By level") : null, levels, levels.length && subjects.length ? heading("By subject") : null, subjects))))];
 }
 
 function barsOf(evaluation, rows, field, title, says, nameOf) {
@@ -174,13 +192,14 @@ function qualityTable(evaluation) {
   const area = (value) => (value === null || value === undefined ? "–" : value.toFixed(3));
   const cell = (judgement) => make("td", {}, area(judgement?.auc), make("small", {}, `within ${area(judgement?.auc_within)}`),
     judgement?.balanced_accuracy ? make("small", {}, percent(judgement.balanced_accuracy)) : null);
+  const groups = groupsOf(evaluation);
   const rows = evaluation.quality.flatMap((row) => {
     const names = Object.keys(row.outcome.all).filter((name) => name !== "samples" && name !== "right");
-    const own = names.map((name) => make("tr", {}, make("th", { scope: "row" }, `${row.evaluator}, solutions by ${name === "logprob" ? "log-probability" : name}`), GROUPS.map((g) => cell(row.outcome[g][name]))));
-    if (row.steps) own.unshift(make("tr", { class: "strong" }, make("th", { scope: "row" }, `${row.evaluator}, steps`), GROUPS.map((g) => cell(row.steps[g]))));
+    const own = names.map((name) => make("tr", {}, make("th", { scope: "row" }, `${row.evaluator}, solutions by ${name === "logprob" ? "log-probability" : name}`), groups.map((g) => cell(row.outcome[g][name]))));
+    if (row.steps) own.unshift(make("tr", { class: "strong" }, make("th", { scope: "row" }, `${row.evaluator}, steps`), groups.map((g) => cell(row.steps[g]))));
     return own;
   });
   return [make("p", { class: "says" }, "Area under the ROC curve: how often a right one scores above a wrong one (0.5 is chance), pooled over the problems. Small: the same within a problem, mean over the problems that have right and wrong ones, which is what choosing among a problem's solutions needs; and accuracy in % at threshold 0.5, balanced between right and wrong ones."),
     make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Evaluators" }, make("table", {},
-      make("thead", {}, make("tr", {}, ["Evaluator, and what it judges", ...GROUPS].map((name) => make("th", { scope: "col" }, name)))), make("tbody", {}, rows)))];
+      make("thead", {}, make("tr", {}, ["Evaluator, and what it judges", ...groups].map((name) => make("th", { scope: "col" }, name)))), make("tbody", {}, rows)))];
 }

@@ -19,6 +19,7 @@ class Browser {
     this.controls = make("div", { class: "controls" });
     this.status = make("p", { class: "says", role: "status" });
     this.list = make("div", { class: "list", role: "group", "aria-label": "Problems" });
+    this.seen = new IntersectionObserver((rows) => rows.forEach(({ target, isIntersecting }) => isIntersecting && this.fill(target)), { root: this.list, rootMargin: "600px 0px" });
     this.detail = make("article", { class: "open-problem", "aria-live": "polite" });
     this.panes = make("div", { class: "browser" }, this.list, this.detail);
     this.left = make("p", { class: "says" });
@@ -93,6 +94,8 @@ class Browser {
     this.status.textContent = `${this.numbers.length.toLocaleString("en")} of ${this.index.id.length.toLocaleString("en")} problems; ${this.decision.label} is right on ${right.toLocaleString("en")} of them.`;
     replace(this.list, this.numbers.length ? this.numbers.map((number) => this.row(number))
       : make("p", { class: "none" }, "No problem passes these filters."));
+    this.seen.disconnect();
+    for (const row of this.list.querySelectorAll("button")) this.seen.observe(row);
     if (!this.numbers.includes(this.selected)) {
       this.selected = undefined;
       this.panes.classList.remove("opened");
@@ -118,8 +121,14 @@ class Browser {
     const { index, own } = this;
     const facts = [index.id[number], index.level[number] !== null && `level ${index.level[number]}`, index.subject[number]].filter(Boolean).join(" · ");
     return make("button", { type: "button", "data-number": number, onclick: () => this.show(number, true) },
-      verdictMark(this.decision.accuracy[number]), make("span", { class: "ask" }, preview(index.question[number])),
+      verdictMark(this.decision.accuracy[number]), make("span", { class: "ask" }),
       own.samples ? make("span", { class: "count", title: `${own.right[number]} of ${own.samples} samples are right` }, `${own.right[number]}/${own.samples}`) : null, make("small", {}, facts));
+  }
+
+  // The question of a row that comes into view, its formulas among the words: of ten thousand rows few ever do.
+  fill(row) {
+    const ask = row.querySelector(".ask");
+    if (!ask.hasChildNodes()) fill(ask, {}, showAll(beginning(this.index.question[Number(row.dataset.number)]).map((piece) => piece.text ?? piece)));
   }
 
   mark() {
@@ -133,7 +142,7 @@ class Browser {
     if (opened) this.panes.classList.add("opened");
     const where = Math.floor(number / PER_PART);
     const held = number < this.evaluation.shown.problems;
-    const [details] = await Promise.all([held ? part(`part-${this.number}-${where}`) : null, loadKatex()]);
+    const details = held ? await part(`part-${this.number}-${where}`) : null;
     if (this.selected !== number) return; // another was chosen meanwhile
     replace(this.detail, problemView(this, number, held ? details[number % PER_PART] : null));
     if (opened && innerWidth <= 860) this.panes.scrollIntoView({ block: "start" });
@@ -190,23 +199,32 @@ const verdictMark = (accuracy) => {
   return make("span", { class: verdict, title: name, role: "img", "aria-label": name }, sign);
 };
 
-// A text with its formulas rendered. Where there is no KaTeX, or it cannot read a formula, the source stands there.
-function rich(text) {
-  return segments(text).map((piece, i, pieces) => {
-    if (piece.text !== undefined) return pieces[i - 1]?.display ? piece.text.replace(/^[ \t]*\n/, "") : piece.text; // its line has ended already
-    if (piece.code !== undefined) return make("details", {}, make("summary", {}, "figure (Asymptote source)"), make("pre", {}, piece.code));
-    return formula(piece.tex, piece.display);
-  });
+// Nodes as markdown.js has them: strings, trees of its tags, formulas and figures. A string becomes a text node, whatever is in it.
+const show = (node) => {
+  if (typeof node === "string") return node;
+  if (node.tex !== undefined) return formula(node);
+  if (node.code !== undefined) return make("details", {}, make("summary", {}, "figure (Asymptote source)"), make("pre", {}, node.code));
+  const [tag, attributes, ...children] = node;
+  const shown = make(tag, attributes, showAll(children));
+  return tag === "table" ? make("div", { class: "scroll" }, shown) : shown;
+};
+
+// A display ends its line itself.
+const showAll = (nodes) => nodes.map((node, i) => show(typeof node === "string" && nodes[i - 1]?.display ? node.replace(/^[ \t]*\n/, "") : node));
+
+// A text without Markdown: problems and reference solutions.
+const rich = (text) => showAll(segments(text).map((piece) => piece.text ?? piece));
+
+// A formula; its source where it cannot be read.
+function formula({ tex, display, source }) {
+  try {
+    return make("span", { title: tex.trim() }, mathElement(formulaTree(tex, display)));
+  } catch (error) {
+    return make("code", { class: "unread", title: `Not shown as a formula: ${error.message}.` }, source ?? tex);
+  }
 }
 
-function formula(tex, display) {
-  const place = make("span", { title: tex });
-  if (!window.katex) return fill(place, {}, [display ? `\\[${tex}\\]` : `$${tex}$`]);
-  window.katex.render(tex, place, { displayMode: display, throwOnError: false, trust: false, strict: false, maxSize: 50, maxExpand: 500 });
-  return place;
-}
-
-const answerView = (text) => make("span", { class: "answer", title: text }, text === null ? "none" : isTex(text) ? formula(text, false) : text);
+const answerView = (text) => make("span", { class: "answer", title: text }, text === null ? "none" : isTex(text) ? formula({ tex: text, display: false }) : text);
 
 function problemView(browser, number, details) {
   const { index, own, decision } = browser;
@@ -303,21 +321,28 @@ function solutionView(browser, number, { solution, value, greedy }, open, aggreg
   return element;
 }
 
-// The words that announce the final answer in our template are a heading, not text of the step.
-function stepText(text) {
-  const [, rest] = /^# Answer:?\s+([\s\S]+)/.exec(text) ?? [];
-  return rest === undefined ? rich(text) : [make("h4", {}, "Answer"), rich(rest)];
+// The steps of a solution, each as its nodes. A fence of code may reach over several; the words that announce the final answer in our
+// template are a heading, and an answer in bare TeX is a formula.
+function stepsShown(texts) {
+  let fence = "";
+  return texts.map((text) => {
+    const [, answer] = (!fence && /^# Answer:?\s+([^]+)/.exec(text)) || [];
+    if (answer !== undefined && isTex(answer) && !/\$|\\[([]|\n/.test(answer.trim())) return [make("h4", {}, "Answer"), answerView(answer.trim())];
+    const [nodes, open] = markdown(answer ?? text, fence);
+    fence = open;
+    return [answer !== undefined && make("h4", {}, "Answer"), showAll(nodes)];
+  });
 }
 
 function stepsView(solution, scores, evaluator) {
   const fits = scores && solution.m;
   const others = Object.entries(solution.s ?? {}).filter(([name]) => name !== evaluator);
-  const steps = solution.t.map((text, i) => {
+  const steps = stepsShown(solution.t).map((shown, i) => {
     const p = fits ? scores[i] : undefined;
     const rest = others.map(([name, values]) => `${name} ${score(values[i] ?? 0)}`).join(", ");
     const label = p === undefined ? undefined : `step ${i + 1}: ${evaluator} ${p}${rest ? `; ${rest}` : ""}`;
     return make("li", { style: p === undefined ? null : `background:${tint(p, p < 0.5 ? 30 : 12)};border-left-color:${tint(p)}` },
-      make("span", {}, stepText(text)), make("output", { title: label, tabindex: label ? 0 : null, "aria-label": label }, p === undefined ? "" : score(p)));
+      make("div", { class: "prose" }, shown), make("output", { title: label, tabindex: label ? 0 : null, "aria-label": label }, p === undefined ? "" : score(p)));
   });
   if (fits && scores.length > solution.t.length) {
     steps.push(make("li", { style: `border-left-color:${tint(0)}` }, make("span", { class: "quiet" }, "No final answer."), make("output", {}, score(scores[scores.length - 1]))));

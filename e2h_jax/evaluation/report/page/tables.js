@@ -13,6 +13,8 @@ function headline(evaluation, every) {
     (row.n === most[row.generator] && (every || !row.aggregation || row.aggregation === evaluation.adopted[row.decoding])));
 }
 
+// Without levels all problems alone; a group without problems has no column.
+const groupsOf = (evaluation) => GROUPS.filter((group) => evaluation.rows[0][group].problems);
 const focus = (evaluation) => (evaluation.rows.some((row) => row.hard.problems) ? "hard" : "all");
 
 const statisticCell = (statistic) => statistic.accuracy === null || statistic.accuracy === undefined
@@ -27,6 +29,7 @@ function differenceCell(statistic) {
 function resultsTable(evaluation, every) {
   const rows = headline(evaluation, every);
   const group = focus(evaluation);
+  const groups = groupsOf(evaluation);
   const paired = new Map(evaluation.paired.map((row) => [keyOf(row), row[group]]));
   const named = new Set(rows.map((row) => row.generator)).size > 1;
   const body = [];
@@ -34,9 +37,9 @@ function resultsTable(evaluation, every) {
   // The generators that were sampled first, each under its name; then those of which there is the greedy solution alone.
   const sampled = [...new Set(rows.filter((row) => row.decoding !== "greedy").map((row) => row.generator))];
   const line = (row, name) => make("tr", { class: row.decoding === "weighted" && row.aggregation === evaluation.adopted.weighted ? "strong" : null },
-    make("th", { scope: "row" }, name), GROUPS.map((g) => statisticCell(row[g])),
+    make("th", { scope: "row" }, name), groups.map((g) => statisticCell(row[g])),
     make("td", {}, whisker(row[group], 0, 1)), differenceCell(paired.get(keyOf(row))));
-  const heading = (text) => make("tr", { class: "group" }, make("th", { colspan: 6, scope: "colgroup" }, text));
+  const heading = (text) => make("tr", { class: "group" }, make("th", { colspan: groups.length + 3, scope: "colgroup" }, text));
   for (const generator of sampled) {
     const own = rows.filter((row) => row.generator === generator);
     if (named) body.push(heading(`${generator}, ${Math.max(...own.map((row) => row.n))} samples a problem`));
@@ -49,7 +52,7 @@ function resultsTable(evaluation, every) {
   }
   return make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Results" }, make("table", {},
     make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "Decided by"),
-      GROUPS.map((g) => make("th", { scope: "col" }, `${g} (${counted[g].problems})`)),
+      groups.map((g) => make("th", { scope: "col" }, `${g} (${counted[g].problems})`)),
       make("th", { scope: "col" }, `${group}, 0 to 100`), make("th", { scope: "col" }, `${group}, minus majority`))),
     make("tbody", {}, body)));
 }
@@ -84,9 +87,9 @@ function comparedTable(evaluation) {
   return [make("h3", {}, "Generators compared"),
     make("p", { class: "says" }, "Accuracy of one generator's greedy solutions minus another's, in points, paired by problem."),
     make("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Generators compared" }, make("table", {},
-      make("thead", {}, make("tr", {}, ["", ...GROUPS, group].map((cell) => make("th", { scope: "col" }, cell)))),
+      make("thead", {}, make("tr", {}, ["", ...groupsOf(evaluation), group].map((cell) => make("th", { scope: "col" }, cell)))),
       make("tbody", {}, evaluation.compared.map((row) => make("tr", {}, make("th", { scope: "row" }, `${row.generator} minus ${row.minus}`),
-        GROUPS.map((g) => differenceCell(row[g])), make("td", {}, whisker(row[group], low, high, 0)))))))];
+        groupsOf(evaluation).map((g) => differenceCell(row[g])), make("td", {}, whisker(row[group], low, high, 0)))))))];
 }
 
 // What lies behind the table of each generator that was sampled (of all, where none was).

@@ -1,9 +1,24 @@
-// Pure functions: formulas in a text, aggregations of step scores, filters of problems, numbers as text. No DOM.
+// Pure functions: where formulas stand in a text, aggregations of step scores, filters of problems, numbers as text. No DOM.
 
-// A text as [{text}], [{tex, display}] and [{code}] in order. Delimiters: $$ $$, \[ \], \( \), $ $, \boxed{} alone, [asy] [/asy].
+// A text as [{text}], [{tex, display}] and [{code}: a figure's source] in order; what is no text has its `source` too. Formulas stand in
+// $$ $$, \[ \], \( \), $ $ and environments of lines, or are a \boxed{} alone. Code is text: a $ in it begins nothing.
+const ENVIRONMENTS = "align\\*?|aligned|alignat\\*?|gather\\*?|equation\\*?|eqnarray\\*?|multline\\*?|cases|[pbvBV]?matrix|array";
+const BRACES = "\\{(?:[^{}$]|\\{(?:[^{}$]|\\{(?:[^{}$]|\\{[^{}$]*\\})*\\})*\\})*\\}";
+const PIECES = new RegExp([
+  "(?<fence>`{3,}|~{3,})[^]*?\\k<fence>",
+  "(?<!`)`(?!`)[^`\\n]+`(?!`)",
+  "\\[asy\\](?<code>[^]*?)\\[\\/asy\\]",
+  "\\$\\$(?<dollars>[^]+?)\\$\\$",
+  "\\\\\\[(?<brackets>[^]+?)\\\\\\]",
+  "\\\\\\((?<round>[^]+?)\\\\\\)",
+  `(?<lines>\\\\begin\\{(?<name>${ENVIRONMENTS})\\}[^]*?\\\\end\\{\\k<name>\\})`,
+  `(?<boxed>\\\\boxed\\s*${BRACES})`,
+  "\\\\\\$",
+  "\\$(?<dollar>(?:\\\\[^]|[^$\\\\])+?)\\$",
+].join("|"), "g");
+
 function segments(text) {
   const found = [];
-  const pattern = /\[asy\]([\s\S]*?)\[\/asy\]|\$\$([\s\S]+?)\$\$|\\\[([\s\S]+?)\\\]|\\\(([\s\S]+?)\\\)|\\\$|\$((?:\\.|[^$\\])+?)\$/g;
   let end = 0;
   const plain = (piece) => {
     if (!piece) return;
@@ -11,27 +26,41 @@ function segments(text) {
     if (last && last.text !== undefined) last.text += piece;
     else found.push({ text: piece });
   };
-  for (let match = pattern.exec(text); match; match = pattern.exec(text)) {
-    const [whole, asy, dollars, brackets, parentheses, dollar] = match;
+  PIECES.lastIndex = 0;
+  for (let match = PIECES.exec(text); match; match = PIECES.exec(text)) {
+    const [source] = match;
+    const { code, dollars, brackets, round, lines, boxed, dollar } = match.groups;
     if (dollar !== undefined && !isFormula(dollar)) {
-      pattern.lastIndex = match.index + 1; // the second dollar may begin a formula
+      PIECES.lastIndex = match.index + 1; // the second dollar may begin a formula
       continue;
     }
     plain(text.slice(end, match.index));
-    if (whole === "\\$") plain("$");
-    else if (asy !== undefined) found.push({ code: asy.trim() });
-    else found.push({ tex: dollars ?? brackets ?? parentheses ?? dollar, display: dollars !== undefined || brackets !== undefined });
-    end = match.index + whole.length;
+    const display = dollars ?? brackets ?? lines;
+    if (code !== undefined) found.push({ code: code.trim(), source });
+    else if (display !== undefined) found.push({ tex: display, display: true, source });
+    else if ((round ?? boxed ?? dollar) !== undefined) found.push({ tex: round ?? boxed ?? dollar, display: false, source });
+    else plain(source === "\\$" ? "$" : source);
+    end = match.index + source.length;
   }
   plain(text.slice(end));
   return found;
 }
 
-// "$5 and $" is no formula: it would end in a space and has no sign of TeX. Nor does a formula reach over a blank line.
-const isFormula = (tex) => !/\n\s*\n/.test(tex) && (/[\\^_={}]/.test(tex) || (!/^\s|\s$/.test(tex) && tex.length < 60));
+// "$5 and $" is no formula: it would end in a space and has no sign of TeX. Nor does a formula reach over a blank line or the beginning of another.
+const isFormula = (tex) => !/\n\s*\n|\\[([]/.test(tex) && (/[\\^_={}]/.test(tex) || (!/^\s|\s$/.test(tex) && tex.length < 60));
 
-// The beginning of a question on one line, its formulas without their delimiters.
-const preview = (text) => segments(text.slice(0, 300)).map((piece) => piece.text ?? piece.tex ?? "").join("").replace(/\s+/g, " ").slice(0, 160);
+// The beginning of a question on one line, as segments.
+function beginning(text) {
+  const found = [];
+  let length = 0;
+  for (const piece of segments(text)) {
+    if (piece.code !== undefined) continue;
+    found.push(piece.tex === undefined ? { text: piece.text.replace(/\s+/g, " ").slice(0, 160) } : { ...piece, display: false });
+    length += (piece.text ?? piece.tex).length;
+    if (length > 160) break;
+  }
+  return found;
+}
 
 const isTex = (answer) => /[\\^_]/.test(answer);
 
@@ -117,4 +146,4 @@ const tint = (value, strength = 100) => {
   return `color-mix(in srgb, var(${value < 0.5 ? "--low" : "--high"}) ${weight}%, transparent)`;
 };
 
-if (typeof module !== "undefined") module.exports = { segments, aggregated, filtered, score, short, ticks, tint, isFormula };
+if (typeof module !== "undefined") module.exports = { segments, beginning, aggregated, filtered, score, short, ticks, tint, isFormula };
