@@ -8,6 +8,7 @@
 --max-new-tokens=N default: 1024, or half of the model's positions
 --template=NAME    text that the policy reads (default: the model's own, or e2h)
 --seed=0           of the random stream: the same problems in the same order draw the same solutions
+--verbose          show the first problem as the policy reads it, in text and tokens
 
 A problem ends with an empty line. Ctrl-C stops a solution, or empties what was typed; Ctrl-D ends.
 """
@@ -28,9 +29,10 @@ from rich.table import Table
 from rich.text import Text
 
 from e2h_jax.config import check_fields
+from e2h_jax.data.chat import policy_template
 from e2h_jax.data.rewrite import rewrite
 from e2h_jax.data.steps import encode_prompt, encode_solutions, split_steps
-from e2h_jax.data.templates import Template, get_template
+from e2h_jax.data.templates import CHAT, Template, get_template, recorded_template
 from e2h_jax.data.tokenizer import decode_solution, end_ids, load_tokenizer
 from e2h_jax.errors import UserError, nearest
 from e2h_jax.evaluation.report.terminal import printable, scored_step
@@ -41,9 +43,10 @@ from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.parallel.rules import axis_size
 from e2h_jax.rewards.scoring import Scorer, plan
 from e2h_jax.sampling import sample
+from e2h_jax.sampling.prompts import show_first
 from e2h_jax.sampling.scheduler import problem_number
 
-_FLAGS = ("checkpoint", "evaluator", "samples", "temperature", "top-k", "max-new-tokens", "template", "seed")
+_FLAGS = ("checkpoint", "evaluator", "samples", "temperature", "top-k", "max-new-tokens", "template", "seed", "verbose")
 _GRANULARITY = 128  # solutions are padded to a multiple of it for scoring: a program is compiled for each length
 
 
@@ -92,9 +95,10 @@ class Policy:
             sample.check(self.config)
         except UserError as error:  # it names fields of the stage
             raise UserError(re.sub(r"config\.(\w+)", lambda m: f"--{m[1].replace('_', '-')}", str(error))) from None
-        self.template = get_template(asked.template or store.load_reads(folder).get("template", "e2h"))
         self.samples, self._longest = asked.samples, config.max_length - self.config.max_new_tokens
-        self.tokenizer = load_tokenizer(folder)
+        self.tokenizer, self._verbose = load_tokenizer(folder), asked.verbose
+        own = CHAT if recorded_template(folder) else "e2h"
+        self.template = policy_template(asked.template or own, folder, self.tokenizer, tell=True, field="--template")
         mesh = make_mesh(self.config.mesh)
         self.config.rows = asked.samples * mesh.devices.size
         graph, config, params = store.load(folder, mesh, "policy", dtype=config.dtype, param_dtype=config.dtype)
@@ -109,6 +113,8 @@ class Policy:
           UserError: the problem is longer than the model can read.
         """
         kernel, tokens = self._kernel, encode_prompt(self.tokenizer, question, self.template)
+        if self._verbose:
+            show_first(self.tokenizer, [tokens], self.template)
         if len(tokens) > self._longest:
             raise UserError(f"the problem has {len(tokens)} tokens, and with --max-new-tokens the model takes {self._longest}.")
         kernel.compile([len(tokens)])
@@ -150,8 +156,8 @@ class Judge:
         kind, config = store.load_config(folder)
         if kind != "reward":
             raise UserError(f"{folder} holds a policy; give --evaluator a reward model.")
-        reads = {"template": "e2h", "read_at": "separator_last"} | store.load_reads(folder)
-        self._written, self._template, self._where = written, get_template(reads["template"]), reads["read_at"]
+        self._written, self._template = written, recorded_template(folder) or get_template("e2h")
+        self._where = store.load_reads(folder).get("read_at", "separator_last")
         self._tokenizer, self._longest = load_tokenizer(folder), config.max_length
         mesh = make_mesh((1, -1, 1))
         self._shards = axis_size(mesh, "batch")
@@ -276,6 +282,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         ("seed", int, 0),
     ):
         parser.add_argument(f"--{name}", type=kind, default=value)
+    parser.add_argument("--verbose", action="store_true")
     asked, unknown = parser.parse_known_args(arguments)
     if unknown:
         name = unknown[0].partition("=")[0]

@@ -213,6 +213,9 @@ class Models:
             self.value.state = state["value"]
         self.kl_coef, self.stopped = float(state["numbers"][0]), bool(state["numbers"][1])
 
-    def save(self, folder: Path, tokenizer) -> None:
-        """Writes the policy (and LoRA's adapter) to `folder`, in place of an earlier one, whole or not at all."""
-        lora.save(folder, self._settings, self._mesh, "policy", self.config, self.policy.state.params, tokenizer)
+    def save(self, folder: Path, tokenizer, reads: dict) -> None:
+        """Writes the policy (and LoRA's adapter) to `folder`, in place of an earlier one, whole or not at all.
+
+        `reads`: see `store.load_reads`.
+        """
+        lora.save(folder, self._settings, self._mesh, "policy", self.config, self.policy.state.params, tokenizer, reads)

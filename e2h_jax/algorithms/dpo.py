@@ -33,7 +33,7 @@ from e2h_jax.data.batches import BLANK, Example, language_model_example, packed_
 from e2h_jax.data.records import json_lines
 from e2h_jax.data.steps import encode_continuations
 from e2h_jax.data.storage import write_records
-from e2h_jax.data.templates import get_template
+from e2h_jax.data.templates import Template, as_record
 from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError, naming
 from e2h_jax.models import lora, store
@@ -74,7 +74,7 @@ def defaults() -> ml_collections.ConfigDict:
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     """Writes `workdir/model`; returns the summary. Raises UserError for bad settings or data, or if there is no pair."""
     check_values(config)
-    rounds.check_files(config)
+    template = rounds.check_files(config)
 
     def play(this: Round) -> dict:
         drawn = this.draw()
@@ -96,17 +96,17 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         train_config = complete(config.train, seed=this.seed, mesh=config.mesh, init=this.model)
         train_config.lora.merge = True  # the next round samples from it
         with naming("config.train.", rounds.FILLED):
-            examples, dropped = _examples(train_config, path, config.template)
+            examples, dropped = _examples(train_config, path, template)
         if not examples:
             raise UserError(f"all {dropped} pairs are longer than config.train.length={config.train.length}; raise it")
         reference = config.init if config.reference == "init" else this.model
         this.part("reference", lambda folder: _reference(config, train_config, reference, examples, folder))
-        teach = lambda folder: train(config, train_config, examples, this.folder / "reference", folder)  # noqa: E731
+        teach = lambda folder: train(config, train_config, template, examples, this.folder / "reference", folder)  # noqa: E731
         trained = this.part("train", teach, "train")
         metrics = {name: value for name, value in (paired | trained).items() if name not in ("seconds", "tokens_per_second")}
         return drawn | metrics | {"dropped": dropped}
 
-    return rounds.run(config, workdir, play)
+    return rounds.run(config, workdir, template, play)
 
 
 def select_pairs(solutions: list[Solution], margin: float, margin_hidden: float, per_problem: int) -> list[dict]:
@@ -167,14 +167,12 @@ def pair_example(chosen: Example, rejected: Example, wins: tuple[float, float]) 
     }
 
 
-def _examples(train_config: ml_collections.ConfigDict, pairs_file: Path, template: str) -> tuple[list[Example], int]:
+def _examples(train_config: ml_collections.ConfigDict, pairs_file: Path, template: Template) -> tuple[list[Example], int]:
     """The pairs of a file as training examples, and how many were too long."""
     pairs = [record for _, record in json_lines(pairs_file)]
     tokenizer = load_tokenizer(train_config.init)
     sides = [(pair["problem"], pair[name]) for pair in pairs for name in ("chosen", "rejected")]
-    encoded = encode_continuations(
-        tokenizer, [problem | {"solution": side["text"]} for problem, side in sides], get_template(template)
-    )
+    encoded = encode_continuations(tokenizer, [problem | {"solution": side["text"]} for problem, side in sides], template)
     halves = [
         language_model_example(solution, train_on_prompt=False, ends=side["stopped"])
         for solution, (_, side) in zip(encoded, sides, strict=True)
@@ -266,11 +264,12 @@ def _reference_rows(train_config: ml_collections.ConfigDict, mesh: Mesh) -> int:
 def train(
     config: ml_collections.ConfigDict,
     train_config: ml_collections.ConfigDict,
+    template: Template,
     examples: list[Example],
     reference: Path,
     workdir: Path,
 ) -> dict:
-    """Trains the round's policy on pairs; `reference` is the folder of the reference's log-probabilities."""
+    """Trains the round's policy on pairs in `template`; `reference` is the folder of the reference's log-probabilities."""
     lora.check(train_config)
     mesh = make_mesh(train_config.mesh)
     graph, model_config, params, frozen = lora.load(train_config, mesh, "policy")
@@ -279,7 +278,8 @@ def train(
     most = train_config.length // min(len(example["tokens"]) for example in examples)  # pairs that fit into a row
 
     params, summary = loop.fit(workdir, train_config, mesh, params, make_loss(config, graph, most), examples, frozen)
-    lora.save(workdir, train_config, mesh, "policy", model_config, params, load_tokenizer(train_config.init))
+    reads = {"template": as_record(template)}
+    lora.save(workdir, train_config, mesh, "policy", model_config, params, load_tokenizer(train_config.init), reads)
     return summary
 
 

@@ -23,9 +23,10 @@ from tqdm import tqdm
 from e2h_jax.algorithms import actor_critic, presets, validation
 from e2h_jax.algorithms.advantages import ADVANTAGES, KL_ESTIMATORS, SCOPES, WHITEN_REWARDS
 from e2h_jax.algorithms.experience import Experience, inspected, make_experience, minibatch
+from e2h_jax.data.chat import policy_template
 from e2h_jax.data.records import read_many, select_levels
 from e2h_jax.data.rollout import ARRAYS
-from e2h_jax.data.templates import Template, check_answer, get_template, with_answer
+from e2h_jax.data.templates import Template, as_record, check_answer, with_answer
 from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError, naming, nearest
 from e2h_jax.grading.pool import GradingPool
@@ -37,7 +38,7 @@ from e2h_jax.parallel.rules import axis_size
 from e2h_jax.rewards import judge
 from e2h_jax.rewards.scoring import batch_rows
 from e2h_jax.sampling import sample
-from e2h_jax.sampling.prompts import prompts_of
+from e2h_jax.sampling.prompts import prompts_of, show_first
 from e2h_jax.sampling.rollout import Sampler
 from e2h_jax.training import optimizer as optimizers
 from e2h_jax.training.checkpoint import Checkpoints
@@ -53,7 +54,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.init = ""  # model/ folder of the policy; the reference policy is the same
     config.questions = ""  # problem records; of hard ones the answer may be null or "unavailable"
     config.levels = ()  # questions of these levels only; () = all
-    config.template = "e2h"
+    config.template = "e2h"  # text format; chat = the one that the model's model.json records
     # How a solution's answer is found, in rewards and validations alike: template = as the template says | a rule (boxed,
     # section, gsm8k, sentence, last_number, any; docs/grading.md) | a regular expression with one group.
     config.answer = "template"
@@ -116,9 +117,12 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     check_values(config)
     mesh = make_mesh(config.mesh)
     actor_critic.check_mesh(config, mesh)
-    tokenizer, template = load_tokenizer(config.init), get_template(config.template)
+    tokenizer, first = load_tokenizer(config.init), jax.process_index() == 0
+    template = policy_template(config.template, config.init, tokenizer, tell=first)
+    reads = {"template": as_record(template)}
     template = with_answer(template, config.answer)
     questions, dropped = _questions(config, tokenizer, template)
+    show_first(tokenizer, prompts_of(tokenizer, questions[:1], template), template)
     with (
         judge.Judge(config.reward, mesh, tokenizer, template) as reward,
         GradingPool() as pool,
@@ -151,7 +155,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
             greedy.kernel.release()
             accuracy = validated.record(step, {rollout.problem["id"]: rollout.text for rollout in rollouts})
             if step:
-                best.offer(step, lambda folder: models.save(folder, tokenizer), checkpoints.steps())
+                best.offer(step, lambda folder: models.save(folder, tokenizer, reads), checkpoints.steps())
             return {f"validation/{name}": value for name, value in accuracy.items()}
 
         start, state = checkpoints.restore(models.state())
@@ -159,7 +163,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         if start:
             models.restore(state)
         sampler.kernel.update(models.policy.params)
-        seconds, first = Seconds(), jax.process_index() == 0
+        seconds = Seconds()
         writer = MetricsWriter(workdir, resume_step=start, enabled=first)
         metrics, finished = writer.last, start
         bar = tqdm(total=config.steps, initial=start, unit="step", desc=workdir.name, disable=not first)
@@ -208,7 +212,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     # The checkpoint is on disk. Also a signal that came during the last step, or while it was written, ends the stage.
     stop(interrupted(last=True))
     if not validated:
-        best.offer(finished, lambda folder: models.save(folder, tokenizer), ())
+        best.offer(finished, lambda folder: models.save(folder, tokenizer, reads), ())
     return _summary(validated, best.publish()) | {"dropped_questions": dropped} | metrics | seconds.total
 
 

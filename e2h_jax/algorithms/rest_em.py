@@ -46,7 +46,7 @@ def defaults() -> ml_collections.ConfigDict:
 def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     """Writes `workdir/model`; returns the summary. Raises UserError for bad settings or data, or if nothing is kept."""
     check_values(config)
-    rounds.check_files(config)
+    template = rounds.check_files(config)
     _demonstrations(config)  # raises
 
     def play(this: Round) -> dict:
@@ -73,7 +73,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
             name: trained[name] for name in ("loss", "token_accuracy", "steps", "dropped")
         }
 
-    return rounds.run(config, workdir, play)
+    return rounds.run(config, workdir, template, play)
 
 
 def _training(config: ml_collections.ConfigDict, base: str, seed: int, data: str) -> ml_collections.ConfigDict:

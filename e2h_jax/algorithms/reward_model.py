@@ -9,20 +9,23 @@ the steps that are not labelled wrong, and on EOS where the solution ends.
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import ml_collections
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
 from e2h_jax.data.batches import BLANK, step_label_example
+from e2h_jax.data.chat import policy_template
 from e2h_jax.data.steps import encode_labelled
-from e2h_jax.data.templates import get_template
+from e2h_jax.data.templates import as_record
 from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError
 from e2h_jax.models import lora, store
 from e2h_jax.models.attention import packed_causal
 from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.parallel.programs import Assumed, Program
+from e2h_jax.sampling.prompts import show_first
 from e2h_jax.training import loop, losses
 from e2h_jax.training.examples import discard, read_examples
 
@@ -35,7 +38,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.init = ""  # model/ folder whose trunk is judged with: a policy (fresh zero head) or a reward model
     config.data = ""  # labelled records
     config.levels = ()  # train on these levels only; () = all
-    config.template = "e2h"
+    config.template = "e2h"  # text format; chat = the one that the model's model.json records
     config.label_tokens = "all"  # all = every token of a step | end = its last token and the blank line after it
     # A random gap of up to so many positions between prompt and solution. A judge trained on short problems otherwise calls
     # right steps wrong when they stand further from the start than any it has seen (cf. Ruoss et al. 2023).
@@ -53,13 +56,15 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     check_values(config)
     mesh = make_mesh(config.mesh)
     tokenizer = load_tokenizer(config.init)
+    template = policy_template(config.template, config.init, tokenizer, tell=jax.process_index() == 0)
     graph, model_config, params, frozen = lora.load(config, mesh, "reward")
     if config.lm_loss and not (model_config.lm_head or model_config.tie_embeddings):
         raise UserError(f"config.lm_loss: {config.init} has no language-model head; set it to 0")
 
     # The data: per token of a labelled solution its step's label and a weight.
     def make(records, numbers):
-        encoded = encode_labelled(tokenizer, records, get_template(config.template), add_eos=True)
+        encoded = encode_labelled(tokenizer, records, template, add_eos=True)
+        show_first(tokenizer, [one.tokens[: one.prompt_length] for one, _ in encoded[:1]], template)
         drawn = numbers.max(initial=-1) + 1  # of every record up to the last of these, so that all processes draw the same
         gaps = np.random.default_rng(config.seed).integers(0, config.position_gap, drawn, endpoint=True)[numbers]
         return [
@@ -82,7 +87,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     examples, dropped = loop.fit_length(examples, config.length, config.too_long, model_config.max_length)
 
     params, summary = loop.fit(workdir, config, mesh, params, make_loss(graph, config.lm_loss), examples, frozen)
-    reads = {"template": config.template, "read_at": READ_AT}
+    reads = {"template": as_record(template), "read_at": READ_AT}
     lora.save(workdir, config, mesh, "reward", model_config, params, tokenizer, reads)
     discard(workdir)
     return summary | {

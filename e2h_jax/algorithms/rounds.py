@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from e2h_jax.algorithms import validation
+from e2h_jax.data.chat import policy_template
 from e2h_jax.data.records import has_answer, read_many
 from e2h_jax.data.storage import write_json
 from e2h_jax.data.templates import Template, check_answer, get_template, with_answer
@@ -67,7 +68,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.mesh = (1, -1, 1)  # devices along (data, fsdp, tensor); -1 = all the rest
     config.init = ""  # model/ folder of the policy to start from
     config.questions = ""  # problem records; an answer of null or "unavailable" is hidden
-    config.template = "e2h"  # text format, see data/templates.py
+    config.template = "e2h"  # text format, see data/templates.py; chat = the one that the model's model.json records
     # How a solution's answer is found, in rewards and validations alike: template = as the template says | a rule (boxed,
     # section, gsm8k, sentence, last_number, any; docs/grading.md) | a regular expression with one group.
     config.answer = "template"
@@ -110,8 +111,8 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         lora.check(complete(config.train, init=config.init))
 
 
-def check_files(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError for files that cannot be used: all that can be seen before anything is drawn."""
+def check_files(config: ml_collections.ConfigDict) -> Template:
+    """The template of all rounds. Raises UserError for files that cannot be used: all that is seen before anything is drawn."""
     mesh = make_mesh(config.mesh)
     for field, kind in (("init", "policy"), ("base", "policy"), ("reward_model", "reward")):
         if folder := config.get(field):
@@ -119,8 +120,16 @@ def check_files(config: ml_collections.ConfigDict) -> None:
             if found != kind:
                 raise UserError(f"config.{field}={folder} holds a {found} model where a {kind} model is needed")
             check_model(mesh, model_config, folder)
-    for template in filter(None, (config.template, config.score.template)):
-        get_template(template)  # raises
+    tokenizer = load_tokenizer(config.init)
+    template = policy_template(config.template, config.init, tokenizer, tell=jax.process_index() == 0)
+    if base := config.get("base"):  # what is trained from it draws the next round
+        if policy_template(config.template, base, load_tokenizer(base), tell=False) != template:
+            raise UserError(
+                f"config.base={base} records another text format than config.init={config.init}, so that config.template="
+                f"{config.template} is not one for both; name a template that both were trained in"
+            )
+    if config.reward_model and config.score.template:
+        get_template(config.score.template, config.reward_model, load_tokenizer(config.reward_model))  # raises
     questions = read_many(config.questions, "problem")
     if not questions:
         raise UserError(f"config.questions={config.questions} holds no question")
@@ -131,8 +140,8 @@ def check_files(config: ml_collections.ConfigDict) -> None:
         )
     if config.validation.problems:
         problems, positions = read_many(config.validation.problems, "problem"), store.load_config(config.init)[1].max_length
-        written = get_template(config.template)
-        validation.check_room(problems, load_tokenizer(config.init), written, positions, config.sample)
+        validation.check_room(problems, tokenizer, template, positions, config.sample)
+    return template
 
 
 @dataclass(frozen=True)
@@ -152,6 +161,7 @@ class Round:
     """One round: its number from 1, its folder, its seed, and the model/ folder of the policy that begins it."""
 
     config: ml_collections.ConfigDict
+    template: Template  # of the solutions, with the rule by which their answers are found
     number: int
     folder: Path
     seed: int
@@ -182,12 +192,7 @@ class Round:
         records = read_many(self.folder / name, kind)
         order = {problem: number for number, problem in enumerate(problems)}
         records.sort(key=lambda record: (order[record["problem_id"]], record["sample"]))
-        return judge(problems, records, _written(self.config), self.config.aggregation, self.pool)
-
-
-def _written(config: ml_collections.ConfigDict) -> Template:
-    """The template of the solutions, with the rule by which their answers are found."""
-    return with_answer(get_template(config.template), config.answer)
+        return judge(problems, records, self.template, self.config.aggregation, self.pool)
 
 
 def _drawing(config: ml_collections.ConfigDict, model: str, seed: int) -> ml_collections.ConfigDict:
@@ -203,9 +208,9 @@ def _greedy(config: ml_collections.ConfigDict, model: str) -> ml_collections.Con
 
 
 def _scoring(config: ml_collections.ConfigDict, samples: str) -> ml_collections.ConfigDict:
-    """The `score` stage's config of a round."""
+    """The `score` stage's config of a round; what the samples are written in is recorded beside them."""
     filled = {"mesh": config.mesh, "model": config.reward_model, "samples": samples, "problems": config.questions}
-    return complete(config.score, **filled, written_in=config.template, answer=config.answer)
+    return complete(config.score, **filled, written_in="", answer=config.answer)
 
 
 def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) -> Iterator[Program]:
@@ -270,10 +275,11 @@ def part(folder: Path, name: str, run: Callable[[Path], Metrics], group: str = "
     return json.loads(marker.read_text())
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path, play: Callable[[Round], Metrics]) -> Metrics:
+def run(config: ml_collections.ConfigDict, workdir: Path, template: Template, play: Callable[[Round], Metrics]) -> Metrics:
     """Plays all rounds; `workdir/model` becomes the best of their models by validation.
 
     Args:
+      template: what `check_files` returned.
       play: one round, which leaves its model in `Round.folder / "train" / "model"`; returns what to log of it.
 
     Returns:
@@ -282,7 +288,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path, play: Callable[[Round]
     workdir, first, logged = Path(workdir), jax.process_index() == 0, {}
     with GradingPool() as pool, MetricsWriter(workdir, enabled=first) as writer:
         judged = config.validation.problems != ""
-        validations = validation.Validation(config.validation, _written(config), workdir, pool) if judged else None
+        written = with_answer(template, config.answer)
+        validations = validation.Validation(config.validation, written, workdir, pool) if judged else None
 
         def validate(number: int, model: str) -> Metrics:
             """Accuracies of the greedy solutions of a round's model (round 0: of `init`)."""
@@ -306,7 +313,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path, play: Callable[[Round]
         for number in range(1, config.rounds + 1):
             seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0] >> 1)
             folder = workdir / f"round-{number}"
-            logged = play(Round(config, number, folder, seed, model, pool))
+            logged = play(Round(config, written, number, folder, seed, model, pool))
             model = str(folder / "train" / "model")
             writer.write(number, logged | _named("validation", validate(number, model)))
     best = (validations.best(first=1) if validations else None) or config.rounds

@@ -8,13 +8,15 @@ rows and trains with AdamW. Writes `model/`, ready for `sample` or for the next 
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import ml_collections
 from flax import nnx
 from jax.sharding import Mesh
 
 from e2h_jax.data.batches import BLANK, language_model_example
+from e2h_jax.data.chat import policy_template
 from e2h_jax.data.steps import encode_continuations
-from e2h_jax.data.templates import get_template
+from e2h_jax.data.templates import as_record, get_template
 from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError
 from e2h_jax.models import lora, store
@@ -23,6 +25,7 @@ from e2h_jax.models.llama import LlamaConfig
 from e2h_jax.models.presets import get_preset
 from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.parallel.programs import Assumed, Program
+from e2h_jax.sampling.prompts import show_first
 from e2h_jax.training import loop, losses
 from e2h_jax.training.examples import discard, read_examples
 
@@ -35,7 +38,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.tokenizer = ""  # tokenizer folder when init is ""
     config.data = ""  # problem records with solutions
     config.levels = ()  # train on these levels only; () = all
-    config.template = "e2h"  # text format, see data/templates.py
+    config.template = "e2h"  # text format, see data/templates.py; chat = the one that the model's model.json records
     config.train_on_prompt = False  # True: the question's tokens are targets too (pre-training)
     config.too_long = "drop"  # examples longer than `length`: drop (and count) | error
     config.lora = lora.defaults()
@@ -51,9 +54,11 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     # The model: a checkpoint, or a fresh one of the preset's shape with the tokenizer's vocabulary.
     if config.init:
         tokenizer = load_tokenizer(config.init)
+        template = policy_template(config.template, config.init, tokenizer, tell=jax.process_index() == 0)
         graph, model_config, params, frozen = lora.load(config, mesh, "policy")
     else:
         tokenizer = load_tokenizer(config.tokenizer)
+        template = get_template(config.template, config.tokenizer, tokenizer)
         largest = max(tokenizer.get_vocab().values())
         model_config = _fresh(config, largest + 1)
         store.check_ids(largest, model_config, config.tokenizer)
@@ -61,7 +66,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
 
     # The data: one example per solution, EOS at its end.
     def make(problems, _):
-        encoded = encode_continuations(tokenizer, problems, get_template(config.template))
+        encoded = encode_continuations(tokenizer, problems, template)
+        show_first(tokenizer, [one.tokens[: one.prompt_length] for one in encoded[:1]], template)
         return [
             language_model_example(solution, config.train_on_prompt, problem.get("eos", True)) if problem["solution"] else None
             for problem, solution in zip(problems, encoded, strict=True)
@@ -73,7 +79,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     examples, dropped = loop.fit_length(examples, config.length, config.too_long, model_config.max_length)
 
     params, summary = loop.fit(workdir, config, mesh, params, make_loss(graph), examples, frozen)
-    lora.save(workdir, config, mesh, "policy", model_config, params, tokenizer)
+    lora.save(workdir, config, mesh, "policy", model_config, params, tokenizer, {"template": as_record(template)})
     discard(workdir)
     return summary | {
         "parameters": store.count_parameters((params, frozen)),

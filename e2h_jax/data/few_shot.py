@@ -18,7 +18,7 @@ def write_few_shot(config: Any, workdir: Path) -> dict:
     """
     if not config.path:
         raise UserError("config.path is empty; few_shot draws its examples from problem records with solutions.")
-    template = get_template(config.template)
+    template = get_template(config.template, config.samples or config.tokenizer)
     if config.shots < 1:
         raise UserError("config.shots must be at least 1.")
     problems = select_levels(read_many(config.path, "problem"), tuple(config.levels))

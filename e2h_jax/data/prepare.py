@@ -66,7 +66,9 @@ def defaults() -> ConfigDict:
     config.valid = 200  # math, jsonl: validation problems, mixed like the test's subjects and levels
     config.test = 500  # math with split none, jsonl without test_path: test problems held out
     config.seed = 0  # of every choice
-    config.template = "e2h"  # text format, see data/templates.py
+    # Text format, see data/templates.py; chat = the one that `sample` recorded in `samples`, or model.json in the model/ folder
+    # that `tokenizer` names.
+    config.template = "e2h"
     config.tokenizer = ""  # folder or Hub name; copied to tokenizer/
     config.vocab_size = 0  # without `tokenizer`: train a byte-level BPE on the training text, to tokenizer/; 0 = none
     config.mixture = ConfigDict()  # of mixture: a name for each part, {"path": …, "share": …}
@@ -124,10 +126,11 @@ def _prepare(config: ConfigDict, workdir: Path) -> dict:
     config = config.copy_and_resolve_references().unlock()
     config.records = config.records or next(iter(entry.kinds))
     config.lock()
-    template, kind = get_template(config.template), entry.kinds[config.records]
+    kind = entry.kinds[config.records]
     fields = [field for field in config if field in (*COMMON, *entry.fields)]
     card = Card(entry.source)
     tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else None
+    template = get_template(config.template, config.samples or config.tokenizer, tokenizer)
     if tokenizer is not None:
         tokenizer.save_pretrained(str(workdir / "tokenizer"))
     index = MathIndex(config.math, config.math500, template) if entry.needs_index else None

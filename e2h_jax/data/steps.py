@@ -159,7 +159,7 @@ class _Encoder:
                 continue
             backend = self._continuation if number else self._beginning
             part = part.removesuffix(template.lead) if part and template.prompt.endswith(part) else part
-            texts = [_clean(part.replace("{question}", question)) for question in unique]
+            texts = [_clean(part.replace("{question}", template.asked(question))) for question in unique]
             for row, encoding in zip(ids, backend.encode_batch(texts, add_special_tokens=False), strict=True):
                 row += encoding.ids
         return dict(zip(unique, ids, strict=True))

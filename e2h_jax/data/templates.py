@@ -7,8 +7,9 @@ The project's own format, "e2h", which every record of DESIGN section 5 uses:
 Paragraphs are separated by blank lines. A blank line is a line of nothing but spaces, tabs or carriage returns; any
 number of them in a row is one separator.
 
-The others are the formats of public models (`\boxed{}` in chat markup; Math-Shepherd's tags) and whatever a JSON file
-describes: `e2h prepare` writes such a file for few-shot prompts, and `get_template` takes its path for a name.
+The others are the formats of public models (`\boxed{}` in chat markup; Math-Shepherd's tags), a model's own chat template
+("chat", made by data/chat.py and recorded where `get_template` finds it), and whatever a JSON file describes: `e2h prepare`
+writes such a file for few-shot prompts, and `get_template` takes its path for a name.
 """
 
 import json
@@ -33,6 +34,7 @@ from e2h_jax.grading.extract import (
 )
 
 RECORD = "template.json"  # in a folder of samples: the template that they were sampled in
+CHAT = "chat"  # the name of every template that is made of a model's chat template
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Template:
       tag: what ends a step instead of a blank line; "" = a blank line does.
       special: parts of `prompt`, and a `tag`, that are special tokens of the model's tokenizer. All else is encoded as text.
       stop: strings at which a solution ends besides EOS, for models that go on with another question.
+      trim: the question loses the white space around it, as in chat templates that trim what a user says.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Template:
     tag: str = ""
     special: tuple[str, ...] = ()
     stop: tuple[str, ...] = ()
+    trim: bool = False
 
     @property
     def lead(self) -> str:
@@ -75,9 +79,13 @@ class Template:
         """The line with which a section of the answer begins; "" where the rule knows no sections."""
         return self.answer_header if self.answer == "header" else HEADER if self.answer in ("section", "any") else ""
 
+    def asked(self, question: str) -> str:
+        """A question as it stands in the prompt."""
+        return question.strip() if self.trim else question
+
     def format_prompt(self, question: str) -> str:
         """The text that a solution follows."""
-        return self.prompt.replace("{question}", question)
+        return self.prompt.replace("{question}", self.asked(question))
 
     def format_steps(self, steps: Sequence[str], answer: str | None) -> list[str]:
         """The texts of a solution's steps, the final answer included; none for the answer when it is None."""
@@ -145,7 +153,7 @@ class Template:
 
     def writes_like(self, other: "Template") -> bool:
         """Whether solutions read the same in both, whatever stands before them and wherever they stop."""
-        aside = {"name": "", "prompt": "", "special": (), "stop": ()}
+        aside = {"name": "", "prompt": "", "special": (), "stop": (), "trim": False}
         return replace(self, **aside) == replace(other, **aside)
 
     def until_stop(self, text: str) -> str:
@@ -253,14 +261,47 @@ def write_template(path: str | Path, template: Template) -> None:
     write_json(path, asdict(template))
 
 
+def as_record(template: Template) -> str | dict[str, Any]:
+    """What model.json holds of a template under `reads`: the name of one of ours, all fields of another."""
+    return template.name if TEMPLATES.get(template.name) == template else asdict(template)
+
+
 def recorded_template(path: str | Path) -> Template | None:
-    """The template that `sample` recorded beside the samples in `path`, a folder or a file of one; None where it has not.
+    """The template that is recorded in `path`, None where there is no record.
+
+    In a folder of samples or a file of one `sample` has recorded it (template.json), in a model/ folder whatever wrote the
+    model (model.json).
 
     Raises:
       UserError: the record is damaged.
     """
     record = _record(path)
-    return get_template(str(record)) if record.is_file() else None
+    if record.is_file():
+        return get_template(str(record))
+    model = Path(path) / "model.json"
+    reads = read_description(model).get("reads", {}) if model.is_file() else {}
+    match reads.get("template") if isinstance(reads, dict) else reads:
+        case None:
+            return None
+        case str(name):
+            return get_template(name)
+        case described:
+            return _described(described, f"{model}: reads.template")
+
+
+def keep_template(folder: str | Path, template: Template, *, resumed: bool, write: bool) -> None:
+    """Records the template that the samples in `folder` are drawn in; UserError if a resumed run was begun in another one.
+
+    Args:
+      resumed: samples are there already.
+      write: whether this process is the one that writes.
+    """
+    recorded = recorded_template(folder) if resumed else None
+    if recorded is None and write:
+        write_template(_record(folder), template)
+    elif recorded not in (None, template):
+        remedy = "restore what it was begun with, or delete the folder"
+        raise UserError(f"{folder} was interrupted while sampling with another template; {remedy}")
 
 
 def _record(path: str | Path) -> Path:
@@ -272,30 +313,59 @@ def check_written(path: str | Path, template: Template, field: str) -> None:
     """Raises UserError if `sample` has recorded that the texts in `path` are written in another format than `template`."""
     recorded = recorded_template(path)
     if recorded and not recorded.writes_like(template):
-        name = recorded.name if recorded.name in TEMPLATES else _record(path)
+        name = recorded.name if recorded.name in (*TEMPLATES, CHAT) else _record(path)
         raise UserError(
             f'{path}: these samples were drawn in the template "{recorded.name}", not "{template.name}"; set {field}={name}.'
         )
 
 
-def get_template(name: str) -> Template:
-    """The template of this name, or in the JSON file of this path.
+def get_template(name: str, source: str | Path = "", tokenizer: Any = None) -> Template:
+    """The template of this name, or in the JSON file of this path: the one way in which every stage comes by its template.
+
+    Args:
+      source: a model/ folder, or a folder or file of samples: "chat" is what is recorded there (`recorded_template`).
+      tokenizer: the model's; a file that has "chat" for "prompt" is completed by its chat template (data/chat.py).
 
     Raises:
       UserError: there is none, with the nearest name, or the file is not a template.
     """
     if name in TEMPLATES:
         return TEMPLATES[name]
+    if name == CHAT:
+        return _recorded_chat(source)
     if not name.endswith(".json"):
-        known = ", ".join(sorted(TEMPLATES))
+        known = ", ".join(sorted((*TEMPLATES, CHAT)))
         raise UserError(
-            f'template: there is no template "{name}"{nearest(name, TEMPLATES)}; there are: {known}, and .json files.'
+            f'template: there is no template "{name}"{nearest(name, (*TEMPLATES, CHAT))}; there are: {known}, and .json files.'
         )
-    try:
-        described = json.loads(Path(name).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{name}: not a template file ({error}).") from None
+    described = read_description(name)
+    if "chat" in described:
+        from e2h_jax.data.chat import complete  # which makes templates, and so needs this module first
+
+        described = complete(described, name, tokenizer)
     return _described(described, name)
+
+
+def _recorded_chat(source: str | Path) -> Template:
+    if not source:
+        raise UserError('template: "chat" is what a model or samples record, and none are named here; name the template.')
+    if found := recorded_template(source):
+        return found
+    raise UserError(
+        f'template: {source} records no text format, which "chat" would be; convert the model again (e2h convert records its '
+        "chat template), or name the template."
+    )
+
+
+def read_description(path: str | Path) -> dict[str, Any]:
+    """The object in a JSON file of a template or a model; UserError where there is none."""
+    try:
+        described = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a template file ({error}).") from None
+    if not isinstance(described, dict):
+        raise UserError(f"{path}: not a template file; it must hold one object with the fields of a template.")
+    return described
 
 
 def _described(described: Any, path: str) -> Template:
@@ -307,8 +377,8 @@ def _described(described: Any, path: str) -> Template:
         if name not in known:
             raise UserError(f'{path}: a template has no field "{name}"{nearest(name, known)}.')
         texts = value if isinstance(value, list) else [None]
-        if known[name].type is str:
-            fits, wanted = isinstance(value, str), "a text"
+        if known[name].type in (str, bool):
+            fits, wanted = isinstance(value, known[name].type), "a text" if known[name].type is str else "true or false"
         else:
             fits, wanted = all(isinstance(text, str) and text for text in texts) or value == [], "a list of texts, none empty"
         if not fits:

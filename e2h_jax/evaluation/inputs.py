@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from e2h_jax.data.records import has_answer, read_many, read_records
-from e2h_jax.data.templates import Template, check_answer, get_template, recorded_template, with_answer
+from e2h_jax.data.templates import CHAT, Template, check_answer, get_template, recorded_template, with_answer
 from e2h_jax.errors import UserError, nearest
 from e2h_jax.grading import grade, group_answers
 
@@ -141,23 +141,24 @@ def check_paths(where: str, paths: ConfigDict) -> None:
         raise UserError(f"{where}: neither samples nor greedy is given; name at least one file.")
     if any(paths.get("scored", {}).values()) and not paths.get("samples"):
         raise UserError(f"{where}.scored: scores without their samples; give {where}.samples.")
-    if not paths.get("template", "").endswith(".json"):  # an earlier stage may be yet to write it
-        _written(where, paths.get("template", ""))
+    if not (template := paths.get("template", "")).endswith(".json") and template != CHAT:  # an earlier stage may be yet to write it
+        _written(where, template)
 
 
-def _written(where: str, template: str) -> Template | None:
-    """The template of this name or file; None for "" and "any"."""
+def _written(where: str, template: str, path: str = "") -> Template | None:
+    """The template of this name or file, or what is recorded beside `path`; None for "" and "any"."""
     if template in ("", "any"):
         return None
     try:
-        return get_template(template)
+        return get_template(template, path)
     except UserError as error:
         raise UserError(f"{where}.template: {str(error).removeprefix('template: ')}") from None
 
 
 def _read_by(where: str, template: str, answer: str, path: str) -> Template:
     """The template of the texts in `path`, with the rule by which their answers are found, see `read_drawn`."""
-    written, answer = _written(where, template) if template else recorded_template(path) if path else None, answer or "template"
+    written = None if not path else _written(where, template, path) if template else recorded_template(path)
+    answer = answer or "template"
     if written is None:
         written, answer = get_template("e2h"), "any" if answer == "template" else answer
     return with_answer(written, answer)

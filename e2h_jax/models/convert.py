@@ -24,6 +24,7 @@ import numpy as np
 import tensorstore
 from tqdm import tqdm
 
+from e2h_jax.data.chat import format_of_source
 from e2h_jax.errors import UserError
 from e2h_jax.models import arrays, evaluators, hub, store
 from e2h_jax.models.families import FAMILIES, check_types, read_config, write_config
@@ -42,6 +43,15 @@ def defaults() -> ml_collections.ConfigDict:
     config.source = ""  # a name on the Hub ("EleutherAI/llemma_7b"), a folder of safetensors, or (to export) a model/ folder
     config.to = "model"  # model: WORKDIR/model, for our stages | huggingface: WORKDIR/huggingface, for transformers and vLLM
     config.reward = ""  # import: as an evaluator of this kind (docs/models.md); "" = what its architecture says
+    # Import: the text that the model reads, recorded in model.json; `template=chat` of the other stages is this. "" = chat, the
+    # chat template of its own tokenizer, where there is one, and of an evaluator that of its kind; or a name or a .json file
+    # (docs/data.md).
+    config.template = ""
+    config.system = ""  # of a chat template: the system text; "" = none is given, for which some have a text of their own
+    # Of a chat template: what the user says besides the question: gsm8k | math (ready ones) or a text, behind the question or
+    # around {question}.
+    config.instruction = ""
+    config.answer = "boxed"  # of a chat template: how solutions write the final answer: boxed | header | inline
     config.revision = ""  # of the Hub's repository: a branch, tag or commit; "" = main
     # Of the weights written: float32 | bfloat16 | float16; "" = as they are. What is imported computes in it too (float16: in
     # bfloat16).
@@ -113,6 +123,8 @@ def _import(config: ml_collections.ConfigDict, target: Path) -> dict:
     if config.dtype:
         model_config = dataclasses.replace(model_config, dtype="float32" if config.dtype == "float32" else "bfloat16")
     _check_tokenizer(folder, model_config, config.vocab_size)
+    asked = (config.template, config.system, config.instruction, config.answer)
+    template = format_of_source(folder, *asked, own=evaluator.template if evaluator else None)
 
     checkpoint = hub.Checkpoint(folder)
     kind, head, head_tensors = "policy", {}, {}
@@ -153,8 +165,8 @@ def _import(config: ml_collections.ConfigDict, target: Path) -> dict:
             arrays.write(
                 place, tensor.to_ours(checkpoint.read(tensor.name, tensor.shape[0])).astype(place.dtype.numpy_dtype, copy=False)
             )
-        reads = {"template": evaluator.template, "read_at": evaluator.read_at} if evaluator else None
-        store.save_description(partial, kind, model_config, reads)
+        reads = {"template": template} if template else {}
+        store.save_description(partial, kind, model_config, reads | ({"read_at": evaluator.read_at} if evaluator else {}))
     return summary
 
 

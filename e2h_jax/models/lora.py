@@ -159,7 +159,7 @@ def save(
 ) -> None:
     """Writes what was trained: `workdir/model`; with LoRA `workdir/adapter`, and `workdir/model` merged in float32.
 
-    `reads`: of a reward model, see `store.load_reads`.
+    `reads`: see `store.load_reads`.
     """
     lora = config.lora
     if lora.rank:

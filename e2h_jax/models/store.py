@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -124,8 +124,9 @@ def identity(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def load_reads(folder: Path) -> dict[str, str]:
-    """{"template", "read_at"}: the text that a reward model reads, and where a step's score is; {} where nothing is said."""
+def load_reads(folder: Path) -> dict[str, Any]:
+    """{"template", "read_at"}: the text that a model reads, a template or the name of one (`data.templates.recorded_template`),
+    and where a reward model's step scores are; {} where nothing is said."""
     return json.loads((Path(folder) / "model.json").read_text()).get("reads", {})
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from e2h_jax.data.templates import TEMPLATES, get_template
+from e2h_jax.data.templates import CHAT, TEMPLATES, get_template, read_description
 from e2h_jax.errors import UserError
 
 # Tokens of Llama 2's tokenizer, which is Llemma's too, as counted in MATH.
@@ -44,9 +44,11 @@ def _shots(template: str, stages: Mapping[str, tuple[str, ConfigDict]]) -> int:
     """Tokens of the solved problems that a template begins with."""
     if prepared := _prepared(template, stages):
         return prepared.shots * SHOT
-    if not template or template in TEMPLATES:
+    if not template or template in (*TEMPLATES, CHAT):
         return 0
     if template.endswith(".json") and not Path(template).exists():
         raise UserError(f"config.template={template} is not there yet; say how long its prompts will be with --prompt_tokens=N")
+    if template.endswith(".json") and "chat" in read_description(template):  # made when the model is there
+        return 0
     solved, _, _ = get_template(template).prompt.rpartition("\n\n\n")  # as `templates.few_shot` joins them
     return round(len(solved) / CHARACTERS)

@@ -20,7 +20,7 @@ from e2h_jax.data.rewrite import as_read, rewrite
 from e2h_jax.data.rollout import Rollout
 from e2h_jax.data.sampled_steps import locate
 from e2h_jax.data.steps import READ_AT, EncodedSolution, check_tag, encode_solutions, steps_begun
-from e2h_jax.data.templates import Template, get_template
+from e2h_jax.data.templates import Template, get_template, recorded_template
 from e2h_jax.data.tokenizer import end_ids, load_tokenizer
 from e2h_jax.errors import UserError, naming, nearest
 from e2h_jax.grading.pool import GradingPool
@@ -37,7 +37,7 @@ def defaults() -> ConfigDict:
     """Fields of `config.reward`: those of `shaping.defaults`, and of the reward model."""
     config = shaping.defaults()
     config.model = ""  # model/ folder of a reward model; needed unless process = "none"
-    config.template = ""  # text that it reads; "" = its own
+    config.template = ""  # text that it reads; "" = its own, as chat
     config.read_at = ""  # token at which a step's score is read, see data/steps.py; "" = its own
     config.dtype = ""  # compute dtype; "" = its own
     config.quantize = ""  # int8 = weights in int8, half the memory of bfloat16 (docs/memory.md); "" = off
@@ -227,9 +227,9 @@ class _RewardModel:
 
     def __init__(self, config: ConfigDict, mesh: Mesh):
         self._scorer, self._row_length = load_scorer(config, mesh, Path(config.model))
-        reads = {"template": "e2h", "read_at": "separator_last"} | store.load_reads(config.model)
-        self._read_at = config.read_at or reads["read_at"]
-        self.tokenizer, self.template = load_tokenizer(config.model), get_template(config.template or reads["template"])
+        self._read_at = config.read_at or store.load_reads(config.model).get("read_at", "separator_last")
+        self.tokenizer, own = load_tokenizer(config.model), recorded_template(config.model) or get_template("e2h")
+        self.template = get_template(config.template, config.model, self.tokenizer) if config.template else own
         check_tag(self.tokenizer, self.template)
         self._packing = {"tokens_per_batch": config.tokens_per_batch, "shards": axis_size(mesh, "batch"), "granularity": 1}
 

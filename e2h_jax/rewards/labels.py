@@ -50,7 +50,7 @@ def defaults() -> ConfigDict:
     # would be labelled wrong, whatever it says. 1 = never refuse.
     config.max_no_answer = 0.2
     config.seed = 0
-    config.template = "e2h"
+    config.template = "e2h"  # in which the solutions are written; chat = the one that `sample` recorded beside them
     # How a solution's answer is found: template = as the template says | a rule (boxed, section, gsm8k, sentence, last_number,
     # any; docs/grading.md) | a regular expression with one group.
     config.answer = "template"
@@ -93,7 +93,7 @@ class _Grader:
     """The problems, and whether a solution text of one is right."""
 
     def __init__(self, config: ConfigDict, card: Card):
-        self.template: Template = get_template(config.template)
+        self.template: Template = get_template(config.template, config.samples)
         for path in filter(None, (config.samples, config.completions)):
             check_written(path, self.template, "config.template")
         self.template = with_answer(self.template, config.answer)

@@ -38,7 +38,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.model = ""  # model/ folder of a reward model
     config.samples = ""  # sample records (folder of shards or a file)
     config.problems = ""  # the problems they answer
-    config.template = ""  # text that the model reads; "" = the model's own
+    config.template = ""  # text that the model reads; "" = the model's own, as chat
     config.read_at = ""  # token at which a step's score is read, see data/steps.py; "" = the model's own
     # Template in which the samples are written; if the model reads another, they are rewritten for it. "" = the one that
     # `sample` recorded beside them, else the model's.
@@ -67,15 +67,16 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         )
     mesh = make_mesh(config.mesh)
     graph, model_config, params = store.load_frozen(Path(config.model), mesh, "reward", config.dtype, config.quantize)
-    reads = {"template": "e2h", "read_at": "separator_last"} | store.load_reads(config.model)
-    for name in reads:
-        if config[name] and config[name] != reads[name]:
-            if jax.process_index() == 0:
-                print(f"e2h: config.{name}={config[name]}, but the model is made for {reads[name]}", file=sys.stderr)
-            reads[name] = config[name]
-    tokenizer, template = load_tokenizer(config.model), get_template(reads["template"])
+    tokenizer, own = load_tokenizer(config.model), recorded_template(config.model) or get_template("e2h")
+    template = get_template(config.template, config.model, tokenizer) if config.template else own
+    own_read_at = store.load_reads(config.model).get("read_at", "separator_last")
+    read_at = config.read_at or own_read_at
+    for name, differs, made_for in (("template", template != own, own.name), ("read_at", read_at != own_read_at, own_read_at)):
+        if differs and jax.process_index() == 0:
+            print(f"e2h: config.{name}={config[name]}, but the model is made for {made_for}", file=sys.stderr)
     check_tag(tokenizer, template)
-    written = get_template(config.written_in) if config.written_in else recorded_template(config.samples) or template
+    recorded = recorded_template(config.samples) or template
+    written = get_template(config.written_in, config.samples) if config.written_in else recorded
     check_written(config.samples, written, "config.written_in")
     written = with_answer(written, config.answer)
     template = as_read(template, written)
@@ -127,7 +128,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
             MetricsWriter(workdir, resume_step=total - len(missing), enabled=first) as metrics,
             tqdm(total=total, initial=total - len(missing), unit="solution", desc=workdir.name, disable=not first) as bar,
         ):
-            found = scorer.score(judged, batches, reads["read_at"])
+            found = scorer.score(judged, batches, read_at)
             for scores in chain([unread], ({fitting[i]: values for i, values in one.items()} for one in found)):
                 scores = {index: values for index, values in scores.items() if index in missing}
                 mine = {i: values for i, values in scores.items() if i % process["process_count"] == process["process_index"]}

@@ -1,8 +1,10 @@
-"""Which problems leave room for a solution behind their prompts."""
+"""Prompts of problems: their tokens, which of them leave room for a solution, and how the first one reads."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from e2h_jax.data.steps import encode_continuations
@@ -44,3 +46,27 @@ def fitting(
         )
     kept = [place for place, fit in enumerate(fits) if fit]
     return [problems[place] for place in kept], [prompts[place] for place in kept]
+
+
+_shown: set[tuple[Template, int]] = set()
+
+
+def show_first(tokenizer: Any, prompts: Sequence[np.ndarray], template: Template) -> None:
+    """Prints the first prompt (int32 [P]) on stderr as the model reads it, special tokens and all, on the first host.
+
+    Once a template and vocabulary: what is made of many parts, such as `rest_em`, shows it in the first of them.
+    """
+    if not len(prompts) or jax.process_index() > 0 or (key := (template, len(tokenizer))) in _shown:
+        return
+    _shown.add(key)
+    print(first_prompt(tokenizer, prompts[0].tolist()), file=sys.stderr)
+
+
+def first_prompt(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """The lines that `show_first` prints; of a long prompt its beginning and end."""
+    shown = [*tokens[:4], "…", *tokens[-4:]] if len(tokens) > 9 else tokens
+    text = tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    if len(text) > 2400:
+        text = f"{text[:1200]}\n… {len(text) - 2400:,} characters …\n{text[-1200:]}"
+    lines = [f"e2h: the first prompt, {len(tokens)} tokens ({' '.join(map(str, shown))}):", *text.split("\n")]
+    return "\n  | ".join(lines)

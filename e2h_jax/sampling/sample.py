@@ -11,7 +11,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +21,10 @@ from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from e2h_jax.data.chat import policy_template
 from e2h_jax.data.records import read_many, select_levels
-from e2h_jax.data.storage import ShardWriter, as_json, check_same, digest
-from e2h_jax.data.templates import RECORD, Template, get_template
+from e2h_jax.data.storage import ShardWriter, check_same, digest
+from e2h_jax.data.templates import Template, keep_template
 from e2h_jax.data.tokenizer import decode_solution, end_ids, load_tokenizer
 from e2h_jax.errors import UserError
 from e2h_jax.metrics import MetricsWriter
@@ -36,7 +36,7 @@ from e2h_jax.parallel.programs import Assumed, Program, Unit
 from e2h_jax.parallel.rules import axis_size
 from e2h_jax.sampling.choose import Settings
 from e2h_jax.sampling.kernel import BLOCK, BLOCKS, Description, Kernel
-from e2h_jax.sampling.prompts import fitting, prompts_of
+from e2h_jax.sampling.prompts import fitting, prompts_of, show_first
 from e2h_jax.sampling.roofline import Roofline
 from e2h_jax.sampling.scheduler import Drawn, Request, draw
 
@@ -50,7 +50,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.problems = ""  # problem records
     config.levels = ()  # problems of these levels only; () = all
     config.limit = 0  # the first so many problems; 0 = all
-    config.template = "e2h"
+    config.template = "e2h"  # text format; chat = the one that the model's model.json records
     config.seed = 0
     config.samples = 16  # per problem
     config.temperature = 0.7  # 0 = greedy
@@ -74,20 +74,21 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     check_values(config)
     mesh = make_mesh(config.mesh)
     graph, model_config, params = store.load_frozen(Path(config.model), mesh, "policy", config.dtype, config.quantize)
-    tokenizer, template = load_tokenizer(config.model), get_template(config.template)
+    tokenizer, first = load_tokenizer(config.model), jax.process_index() == 0
+    template = policy_template(config.template, config.model, tokenizer, tell=first)
     problems = select_levels(read_many(config.problems, "problem"), config.levels)
     problems = problems[: config.limit or None]
     prompts = prompts_of(tokenizer, problems, template)
+    show_first(tokenizer, prompts, template)
     fits, prompts = fitting(problems, prompts, model_config.max_length, config.max_new_tokens, config.too_long)
     problems, dropped = fits, len(problems) - len(fits)
     key = lambda record: (record["problem_id"], record["sample"])  # noqa: E731
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     with ShardWriter(workdir, "samples", key=key, **process) as writer:
         inputs = {"model": store.identity(config.model), "problems": digest(*map(json.dumps, problems)).hex()}
-        doing, first = "sampling from another model or for other problems", jax.process_index() == 0
+        doing = "sampling from another model or for other problems"
         check_same(workdir / "inputs.json", inputs, resumed=bool(writer.done), write=first, doing=doing)
-        written = {"resumed": bool(writer.done), "write": first, "doing": "sampling with another template"}
-        check_same(workdir / RECORD, as_json(asdict(template)), **written)  # `evaluate` finds the answers by it
+        keep_template(workdir, template, resumed=bool(writer.done), write=first)  # `evaluate` finds the answers by it
         requests = []
         for problem, tokens in zip(problems, prompts, strict=True):
             missing = [i for i in range(config.samples) if (problem["id"], i) not in writer.done]

@@ -219,7 +219,7 @@ def play_rounds(make, tmp_path, pool, monkeypatch):
             return {}
 
         monkeypatch.setattr(rounds.sample, "run", solve)
-        summary = rounds.run(config, tmp_path / "run", train)
+        summary = rounds.run(config, tmp_path / "run", get_template("e2h"), train)
         return summary["best_round"], int((tmp_path / "run" / "model" / "of").read_text()), summary["best_all"]
 
     return play
