@@ -26,7 +26,7 @@ from e2h_jax.algorithms.experience import Experience, inspected, make_experience
 from e2h_jax.data.chat import policy_template
 from e2h_jax.data.records import read_many, select_levels
 from e2h_jax.data.rollout import ARRAYS
-from e2h_jax.data.templates import Template, as_record, check_answer, with_answer
+from e2h_jax.data.templates import CHAT, Template, as_record, check_answer, with_answer
 from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError, naming, nearest
 from e2h_jax.grading.pool import GradingPool
@@ -382,7 +382,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     presets.check(config, defaults())
     check_answer(config.answer)
     judge.check(config.reward)
-    if not config.template.endswith(".json"):  # a file says its name itself
+    if config.template != CHAT and not config.template.endswith(".json"):  # a record or a file says its name itself
         judge.check_template(config.reward, config.template, config.answer)
     validation.check(config.validation)
     optimizers.check(config.optimizer)

@@ -141,7 +141,8 @@ def check_paths(where: str, paths: ConfigDict) -> None:
         raise UserError(f"{where}: neither samples nor greedy is given; name at least one file.")
     if any(paths.get("scored", {}).values()) and not paths.get("samples"):
         raise UserError(f"{where}.scored: scores without their samples; give {where}.samples.")
-    if not (template := paths.get("template", "")).endswith(".json") and template != CHAT:  # an earlier stage may be yet to write it
+    template = paths.get("template", "")
+    if template != CHAT and not template.endswith(".json"):  # an earlier stage may be yet to write it
         _written(where, template)
 
 

@@ -93,7 +93,7 @@ class _Grader:
     """The problems, and whether a solution text of one is right."""
 
     def __init__(self, config: ConfigDict, card: Card):
-        self.template: Template = get_template(config.template, config.samples)
+        self.template: Template = get_template(config.template, config.samples or config.completions)
         for path in filter(None, (config.samples, config.completions)):
             check_written(path, self.template, "config.template")
         self.template = with_answer(self.template, config.answer)

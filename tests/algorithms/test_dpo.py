@@ -289,6 +289,7 @@ def test_the_bandit_is_solved_also_where_answers_are_hidden(runs, configured, ch
     fields = {"train__epochs": 100, "train__batch_size": 2, "train__optimizer__learning_rate": 1e-2}
     summary = dpo.run(configured(dpo, nll=1.0, margin=0.5, **fields), runs / "solved")
     assert all(chance > 0.9 for chance in chances(runs / "solved" / "model").values())
+    assert store.load_reads(runs / "solved" / "model") == {"template": "e2h"}
     assert summary["best_all"] == 1.0 and summary["accuracy"] == 1.0
     pairs = [record for _, record in json_lines(runs / "solved" / "round-1" / "pairs.jsonl")]
     assert {pair["problem"]["level"] for pair in pairs} == {1, 4}

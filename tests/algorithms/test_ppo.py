@@ -95,7 +95,7 @@ def test_the_bandit_is_solved(whole, bandit, chances):
     assert all(chance > 0.5 for chance in chances(workdir / "model").values())  # the first step that solved all greedily
     assert metrics(workdir)[-1]["reward/accuracy"] > 0.9
     assert summary["start/all"] < 1 and summary["best/all"] == 1.0
-    assert not (workdir / "best").exists()
+    assert not (workdir / "best").exists() and store.load_reads(workdir / "model") == {"template": "e2h"}
     assert [json.loads(line)["step"] for line in open(workdir / "validation.jsonl")] == [0, 5, 10, 15, 20]
 
 

@@ -1,6 +1,7 @@
 """ReST-EM: what is kept, the bandit solved, and a killed run that goes on to the bit."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from e2h_jax.algorithms import rest_em, rounds, sft
 from e2h_jax.algorithms.rest_em import select
 from e2h_jax.algorithms.rounds import Solution
 from e2h_jax.data.records import read_many
-from e2h_jax.data.storage import write_records
+from e2h_jax.data.storage import write_json, write_records
 from e2h_jax.errors import UserError
 from e2h_jax.models import store
 from e2h_jax.parallel.mesh import make_mesh
@@ -98,6 +99,7 @@ def test_the_bandit_is_solved_and_the_hidden_answers_are_learnt_from_the_reward_
     fields = {"rounds": 2, "train__epochs": 80, "train__batch_size": 2, "train__optimizer__learning_rate": 1e-2}
     summary = rest_em.run(configured(rest_em, **fields), runs / "solved")
     assert all(chance > 0.9 for chance in chances(runs / "solved" / "model").values())
+    assert store.load_reads(runs / "solved" / "model") == {"template": "e2h"}
     assert summary["best_all"] == summary["best_hard"] == 1.0 and summary["init_all"] < 1.0
     assert summary["kept"] == summary["kept_problems"] == 4 and summary["kept_hidden"] == 2
     records = read_many(runs / "solved" / "round-1" / "kept.jsonl", "problem")
@@ -221,9 +223,21 @@ def test_questions_without_room_are_counted_and_validation_problems_told_first(t
         rest_em.run(config, tmp_path / "told")
     assert not list((tmp_path / "told").glob("round-*"))
     monkeypatch.setattr(rounds.sample, "run", lambda drawing, folder: {"dropped": 3})
-    this = rounds.Round(configured(rest_em, reward_model=""), 1, tmp_path / "round-1", 0, bandit.policy, None)
+    this = rounds.Round(configured(rest_em, reward_model=""), None, 1, tmp_path / "round-1", 0, bandit.policy, None)
     (tmp_path / "round-1").mkdir()
     assert this.draw() == {"dropped_questions": 3}
+
+
+def test_chat_is_the_text_format_of_the_policy_and_of_the_base_alike(tmp_path, configured, bandit):
+    shutil.copytree(bandit.policy, tmp_path / "base")
+    config = configured(rest_em, template="chat", base=str(tmp_path / "base"))
+    assert rounds.check_files(config).name == "e2h"  # which model.json of both records
+    description = json.loads((tmp_path / "base" / "model.json").read_text())
+    write_json(tmp_path / "base" / "model.json", description | {"reads": {"template": "math_shepherd"}})
+    with pytest.raises(UserError, match="base records another text format than config.init="):
+        rest_em.run(config, tmp_path)
+    with pytest.raises(UserError, match='there is no template "e3h"'):
+        rounds.check_files(configured(rest_em, score__template="e3h"))
 
 
 def test_questions_without_answers_need_a_reward_model(tmp_path, configured):

@@ -8,10 +8,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, processors
 
-from e2h_jax.data import chat
+from e2h_jax.data import chat, prepare
 from e2h_jax.data.chat import INSTRUCTIONS, chat_template, policy_template
+from e2h_jax.data.records import read_many
 from e2h_jax.data.steps import encode_prompt
-from e2h_jax.data.storage import write_json
+from e2h_jax.data.storage import write_json, write_records
 from e2h_jax.data.templates import (
     RECORD,
     TEMPLATES,
@@ -279,9 +280,7 @@ def test_a_chat_model_in_another_template_is_refused_unless_told(styles, tmp_pat
     tokenizer, get = styles["qwen"], lambda name: policy_template(name, tmp_path, styles["qwen"], tell=True)
     own = chat_template(tokenizer, instruction="gsm8k")
     write_json(tmp_path / "model.json", {"reads": {"template": as_record(own)}})
-    with pytest.raises(
-        UserError, match="is a chat model .* config.template=e2h is another .* set config.template=chat or"
-    ):
+    with pytest.raises(UserError, match="is a chat model .* config.template=e2h is another .* set config.template=chat or"):
         get("e2h")
     assert get("chat") == own
     write_json(tmp_path / "mine.json", {"chat": {"instruction": "math"}})
@@ -314,3 +313,24 @@ def test_samples_drawn_by_an_earlier_version_are_taken_up(tmp_path):
     assert recorded_template(tmp_path) == TEMPLATES["e2h"]
     keep_template(tmp_path, TEMPLATES["qwen_boxed"], resumed=False, write=True)
     assert recorded_template(tmp_path) == TEMPLATES["qwen_boxed"]
+
+
+def test_data_is_prepared_in_the_text_format_of_a_model_or_of_samples(styles, folders, tmp_path):
+    folder = folders("qwen")
+    write_json(folder / "model.json", {"bos": "tokenizer", "reads": {"template": as_record(chat_template(styles["qwen"]))}})
+    write_records(tmp_path / "train.jsonl", [{"question": "2 + 3?", "answer": "We add.\n#### 5"}])
+    config = prepare.defaults()
+    fields = {"source": "gsm8k", "path": str(tmp_path / "train.jsonl"), "template": "chat", "format": "jsonl"}
+    config.update(fields | {"tokenizer": str(folder)})
+    prepare.run(config, tmp_path / "out")
+    (record,) = read_many(tmp_path / "out" / "gsm8k" / "train.jsonl", "problem")
+    assert record["solution"] == "We add.\n\nThe final answer is $\\boxed{5}$."
+    config.tokenizer = ""
+    with pytest.raises(UserError, match='"chat" is what a model or samples record, and none are named'):
+        prepare.run(config, tmp_path / "other")
+    write_template(tmp_path / "drawn" / RECORD, TEMPLATES["qwen_boxed"])
+    config.update({"source": "few_shot", "path": str(tmp_path / "out" / "gsm8k" / "train.jsonl"), "shots": 1})
+    config.samples = str(tmp_path / "drawn")
+    prepare.run(config, tmp_path / "shots")
+    shots = few_shot(TEMPLATES["qwen_boxed"], [record], "chat_1shot")
+    assert get_template(str(tmp_path / "shots" / "template.json")) == shots

@@ -59,7 +59,8 @@ def test_a_template_of_a_file_is_counted_and_one_that_is_not_there_is_asked_for(
     solved = {"question": "1 + 1?", "solution": "x" * 240 + "\n\n# Answer\n\n2"}
     write_template(tmp_path / "two.json", few_shot(get_template("e2h"), [solved] * 2, "two"))
     assert 2 * 240 / prompts.CHARACTERS < shots(tmp_path / "two.json") < 2 * 300 / prompts.CHARACTERS
-    assert shots("qwen_boxed") == 0
+    (tmp_path / "chat.json").write_text('{"chat": {"instruction": "gsm8k"}}')
+    assert shots("qwen_boxed") == shots("chat") == shots(tmp_path / "chat.json") == 0
     with pytest.raises(UserError, match="--prompt_tokens=N"):
         shots(tmp_path / "none.json")
     with pytest.raises(UserError, match='did you mean "e2h"'):

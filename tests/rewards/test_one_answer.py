@@ -256,7 +256,13 @@ def test_labels_in_another_template_than_the_samples_are_refused(tmp_path):
     with pytest.raises(UserError, match=f"set config.template={tmp_path / 'samples' / RECORD}"):  # the file that is there
         labels._Grader(config, Card(""))
     write_template(tmp_path / "samples" / RECORD, get_template("math_shepherd"))
-    config.update({"samples": "", "completions": paths["samples"]})
+    config.template = "chat"  # that of the samples
+    for fields in ({}, {"samples": "", "completions": paths["samples"]}):
+        config.update(fields)
+        assert labels._Grader(config, Card("")).template == get_template("math_shepherd")
+    problems, fields = [problem(n) for n in range(3)], {"samples": paths["samples"], "template": "chat"}
+    assert inputs.read_generator("g", fields, problems, 0).counts["no_answer"] == 3  # no "The answer is:"
+    config.template = "e2h"
     with pytest.raises(UserError, match="set config.template=math_shepherd"):
         labels._Grader(config, Card(""))
 
