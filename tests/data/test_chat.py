@@ -1,7 +1,9 @@
 """Chat templates: prompts with the very tokens of transformers, what they record, and what cannot be had in this way."""
 
 import json
-from dataclasses import asdict, replace
+import re
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -16,6 +18,7 @@ from e2h_jax.data.storage import write_json, write_records
 from e2h_jax.data.templates import (
     RECORD,
     TEMPLATES,
+    Template,
     as_record,
     check_written,
     few_shot,
@@ -82,9 +85,9 @@ questions = st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=6).map("".
 
 @pytest.fixture(scope="module")
 def folders(tokenizers, tmp_path_factory):
-    """folders(style, **fields): the folder of a tokenizer of that style; `fields` go to tokenizer_config.json."""
+    """folders(style, **others): the folder of a tokenizer of that style; `others` go to tokenizer_config.json."""
 
-    def make(style, added=(), **fields):
+    def make(style, added=(), **others):
         text, base, special, bos, eos, adds = STYLES[style]
         backend = Tokenizer.from_str(getattr(tokenizers, base).backend_tokenizer.to_str())
         backend.add_special_tokens([*special, *added])
@@ -93,7 +96,7 @@ def folders(tokenizers, tmp_path_factory):
         folder = tmp_path_factory.mktemp(style)
         backend.save(str(folder / "tokenizer.json"))
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos, "eos_token": eos, "chat_template": text}
-        (folder / "tokenizer_config.json").write_text(json.dumps(config | fields))
+        (folder / "tokenizer_config.json").write_text(json.dumps(config | others))
         return folder
 
     return make
@@ -213,14 +216,14 @@ def test_a_chat_template_that_cannot_be_had_is_one_sentence(styles, name, monkey
 
 def test_mistakes_of_the_user_are_one_sentence(styles, monkeypatch):
     tokenizer = styles["plain"]
-    for fields, message in (
+    for asked, message in (
         ({"instruction": "gms8k"}, 'no ready instruction "gms8k" .did you mean "gsm8k"'),
         ({"instruction": "{question} and {question}"}, "more than once"),
         ({"system": "Of {question}."}, "holds {question}"),
         ({"answer": "box"}, 'there is no rule "box" .did you mean "boxed"'),
     ):
         with pytest.raises(UserError, match=message):
-            chat_template(tokenizer, **fields)
+            chat_template(tokenizer, **asked)
     assert "/no_think" in chat_template(tokenizer, instruction="/no_think").prompt
     monkeypatch.setattr(tokenizer, "chat_template", USER)
     with pytest.raises(UserError, match="leaves out or changes the system text; leave the system text empty"):
@@ -320,8 +323,8 @@ def test_data_is_prepared_in_the_text_format_of_a_model_or_of_samples(styles, fo
     write_json(folder / "model.json", {"bos": "tokenizer", "reads": {"template": as_record(chat_template(styles["qwen"]))}})
     write_records(tmp_path / "train.jsonl", [{"question": "2 + 3?", "answer": "We add.\n#### 5"}])
     config = prepare.defaults()
-    fields = {"source": "gsm8k", "path": str(tmp_path / "train.jsonl"), "template": "chat", "format": "jsonl"}
-    config.update(fields | {"tokenizer": str(folder)})
+    config.update({"source": "gsm8k", "path": str(tmp_path / "train.jsonl"), "format": "jsonl"})
+    config.update({"template": "chat", "tokenizer": str(folder)})
     prepare.run(config, tmp_path / "out")
     (record,) = read_many(tmp_path / "out" / "gsm8k" / "train.jsonl", "problem")
     assert record["solution"] == "We add.\n\nThe final answer is $\\boxed{5}$."
@@ -334,3 +337,17 @@ def test_data_is_prepared_in_the_text_format_of_a_model_or_of_samples(styles, fo
     prepare.run(config, tmp_path / "shots")
     shots = few_shot(TEMPLATES["qwen_boxed"], [record], "chat_1shot")
     assert get_template(str(tmp_path / "shots" / "template.json")) == shots
+
+
+def test_the_documentation_has_a_whole_template_and_every_field(tmp_path):
+    page = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^```json\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    (tmp_path / "shown.json").write_text(shown)
+    template, names = get_template(str(tmp_path / "shown.json")), [field.name for field in fields(Template)]
+    assert list(json.loads(shown)) == names and template.extract_answer(template.format_solution(["a"], "7")) == "7"
+    table = page[page.index("| field | what it says |") :].partition("\n\n")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \|.*\| (.*?) \|$", table, flags=re.MULTILINE))
+    assert set(rows) == {*names, "chat"}
+    left_out = asdict(Template(name="x", prompt="{question}"))
+    stated = {name: json.loads(value.strip("`")) for name, value in rows.items() if value.startswith("`") and name in names}
+    assert stated == {name: json.loads(json.dumps(left_out[name])) for name in names if name not in ("name", "prompt")}
