@@ -378,7 +378,7 @@ def _described(described: Any, path: str) -> Template:
             raise UserError(f'{path}: a template has no field "{name}"{nearest(name, known)}.')
         texts = value if isinstance(value, list) else [None]
         if known[name].type in (str, bool):
-            fits, wanted = isinstance(value, known[name].type), "a text" if known[name].type is str else "true or false"
+            fits, wanted = isinstance(value, known[name].type), "a text" if known[name].type is str else "a truth value"
         else:
             fits, wanted = all(isinstance(text, str) and text for text in texts) or value == [], "a list of texts, none empty"
         if not fits:

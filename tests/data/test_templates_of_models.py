@@ -30,7 +30,7 @@ from e2h_jax.errors import UserError
 NAMES = sorted(TEMPLATES)
 LISTS = ("special", "stop")
 FIELDS = [field.name for field in fields(Template)]
-TEXTS = [name for name in FIELDS if name not in LISTS]
+TEXTS = [name for name in FIELDS if name not in (*LISTS, "trim")]
 FRAGMENTS = [
     "a",
     "So 4.",

@@ -140,7 +140,7 @@ def test_from_convert_to_try_the_word_chat_is_enough(chat_hub, run_convert, stag
     assert solver.template == own and "the first prompt" not in capsys.readouterr().err
     next(solver.draw("w5", 0))
     assert capsys.readouterr().err.startswith(shown[shown.index("e2h: the first") :].partition(":\n")[0])
-    with pytest.raises(UserError, match="is a chat model .* --template=e2h is another text format .* set --template=chat"):
+    with pytest.raises(UserError, match="is a chat model .* --template=e2h is another text format; set --template=chat"):
         interactive.Policy(interactive._parse([f"--checkpoint={policy}", "--template=e2h"]))
 
 
