@@ -73,9 +73,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     workdir = Path(workdir)
     check_values(config)
     mesh = make_mesh(config.mesh)
-    graph, model_config, params = store.load_frozen(Path(config.model), mesh, "policy", config.dtype, config.quantize)
+    store.load_config(config.model)  # raises where there is no model
     tokenizer, first = load_tokenizer(config.model), jax.process_index() == 0
     template = policy_template(config.template, config.model, tokenizer, tell=first)
+    graph, model_config, params = store.load_frozen(Path(config.model), mesh, "policy", config.dtype, config.quantize)
     problems = select_levels(read_many(config.problems, "problem"), config.levels)
     problems = problems[: config.limit or None]
     prompts = prompts_of(tokenizer, problems, template)
