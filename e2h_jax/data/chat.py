@@ -28,7 +28,11 @@ INSTRUCTIONS = {
 ANSWERS = {  # how a solution writes its final answer, by the rule that finds it (`Template.answer`)
     "boxed": r"The final answer is $\boxed{{answer}}$.",
     "header": "# Answer",
+    "section": "# Answer",
     "inline": "The answer is:",
+    "gsm8k": "#### {answer}",
+    "sentence": "The answer is {answer}.",
+    "last_number": "The answer is {answer}.",
 }
 # Questions that a chat template may not change: letters of both cases, white space and blank lines within, what Jinja, HTML and
 # JSON treat in their own way. Two of them, so that a prompt that depends on the question is noticed.
@@ -178,8 +182,9 @@ def complete(described: dict[str, Any], path: str, tokenizer: Any) -> dict[str, 
         raise UserError(f'{path}: "{twice[0]}" comes from the chat template; leave out that field, or "chat".')
     if tokenizer is None:
         raise UserError(f'{path}: "chat" needs the tokenizer of a model; name the template.json beside its samples instead.')
-    answer = others.get("answer", "boxed")
-    built = as_json(asdict(chat_template(tokenizer, **asked, answer=answer if isinstance(answer, str) else "boxed")))
+    answer = others.get("answer", "boxed")  # a regular expression, say, or a mistake, of which is told later
+    known = isinstance(answer, str) and answer in ANSWERS
+    built = as_json(asdict(chat_template(tokenizer, **asked, answer=answer if known else "boxed")))
     if isinstance(others.get("stop"), list):
         others["stop"] = built["stop"] + others["stop"]
     return built | others

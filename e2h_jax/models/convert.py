@@ -51,7 +51,9 @@ def defaults() -> ml_collections.ConfigDict:
     # Of a chat template: what the user says besides the question: gsm8k | math (ready ones) or a text, behind the question or
     # around {question}.
     config.instruction = ""
-    config.answer = "boxed"  # of a chat template: how solutions write the final answer: boxed | header | inline
+    # Of a chat template: how solutions write the final answer, and it is found: boxed | header | inline | section | gsm8k |
+    # sentence | last_number.
+    config.answer = "boxed"
     config.revision = ""  # of the Hub's repository: a branch, tag or commit; "" = main
     # Of the weights written: float32 | bfloat16 | float16; "" = as they are. What is imported computes in it too (float16: in
     # bfloat16).

@@ -158,6 +158,14 @@ def test_what_is_recorded_is_all_there_is_to_it(styles, style, tmp_path):
     assert get_template("chat", tmp_path / "model") == TEMPLATES["qwen_boxed"]
 
 
+@pytest.mark.parametrize("answer", chat.ANSWERS)
+def test_every_rule_finds_what_is_written_by_it(styles, answer, tmp_path):
+    write_json(tmp_path / "mine.json", {"chat": {}, "answer": answer})
+    template = get_template(str(tmp_path / "mine.json"), tokenizer=styles["qwen"])
+    assert template == chat_template(styles["qwen"], answer=answer)
+    assert template.extract_answer(template.format_solution(["We add 2 and 3."], "5")) == "5"
+
+
 def test_solutions_end_where_a_turn_does(styles):
     for style, ends in (("qwen", ["<|im_end|>"]), ("gemma", ["</s>", "<end_of_turn>"]), ("mistral", ["</s>"])):
         found = end_ids(styles[style], chat_template(styles[style]))
