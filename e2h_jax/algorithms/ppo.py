@@ -119,8 +119,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     actor_critic.check_mesh(config, mesh)
     tokenizer, first = load_tokenizer(config.init), jax.process_index() == 0
     template = policy_template(config.template, config.init, tokenizer, tell=first)
-    reads = {"template": as_record(template)}
-    template = with_answer(template, config.answer)
+    reads, template = {"template": as_record(template)}, with_answer(template, config.answer)
     questions, dropped = _questions(config, tokenizer, template)
     show_first(tokenizer, prompts_of(tokenizer, questions[:1], template), template)
     with (
@@ -163,8 +162,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         if start:
             models.restore(state)
         sampler.kernel.update(models.policy.params)
-        seconds = Seconds()
-        writer = MetricsWriter(workdir, resume_step=start, enabled=first)
+        seconds, writer = Seconds(), MetricsWriter(workdir, resume_step=start, enabled=first)
         metrics, finished = writer.last, start
         bar = tqdm(total=config.steps, initial=start, unit="step", desc=workdir.name, disable=not first)
         with writer, bar:

@@ -289,21 +289,6 @@ def recorded_template(path: str | Path) -> Template | None:
             return _described(described, f"{model}: reads.template")
 
 
-def keep_template(folder: str | Path, template: Template, *, resumed: bool, write: bool) -> None:
-    """Records the template that the samples in `folder` are drawn in; UserError if a resumed run was begun in another one.
-
-    Args:
-      resumed: samples are there already.
-      write: whether this process is the one that writes.
-    """
-    recorded = recorded_template(folder) if resumed else None
-    if recorded is None and write:
-        write_template(_record(folder), template)
-    elif recorded not in (None, template):
-        remedy = "restore what it was begun with, or delete the folder"
-        raise UserError(f"{folder} was interrupted while sampling with another template; {remedy}")
-
-
 def _record(path: str | Path) -> Path:
     path = Path(path)
     return (path if path.is_dir() else path.parent) / RECORD

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from e2h_jax.data.chat import policy_template
 from e2h_jax.data.records import read_many, select_levels
 from e2h_jax.data.storage import ShardWriter, check_same, digest
-from e2h_jax.data.templates import Template, keep_template
+from e2h_jax.data.templates import RECORD, Template, recorded_template, write_template
 from e2h_jax.data.tokenizer import decode_solution, end_ids, load_tokenizer
 from e2h_jax.errors import UserError
 from e2h_jax.metrics import MetricsWriter
@@ -143,6 +143,21 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         else None,  # decode at the device's limits / as it was
         "compile_seconds": compiled - began,
     }
+
+
+def keep_template(folder: str | Path, template: Template, *, resumed: bool, write: bool) -> None:
+    """Records the template that the samples in `folder` are drawn in; UserError if a resumed run was begun in another one.
+
+    Args:
+      resumed: samples are there already.
+      write: whether this process is the one that writes.
+    """
+    recorded = recorded_template(folder) if resumed else None
+    if recorded is None and write:
+        write_template(Path(folder) / RECORD, template)
+    elif recorded not in (None, template):
+        remedy = "restore what it was begun with, or delete the folder"
+        raise UserError(f"{folder} was interrupted while sampling with another template; {remedy}")
 
 
 def make_kernel(

@@ -23,7 +23,6 @@ from e2h_jax.data.templates import (
     check_written,
     few_shot,
     get_template,
-    keep_template,
     recorded_template,
     write_template,
 )
@@ -310,20 +309,6 @@ def test_a_folder_that_does_not_say_goes_on_with_one_line(styles, tmp_path, caps
         assert policy_template("e2h", tmp_path, styles["qwen"], tell=tell) == TEMPLATES["e2h"]
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "the tokenizer has a chat template, and config.template=e2h is another" in said
-
-
-def test_samples_drawn_by_an_earlier_version_are_taken_up(tmp_path):
-    """… whose record lacks the fields that are new, and those in another template are not."""
-    record = {name: value for name, value in asdict(TEMPLATES["e2h"]).items() if name != "trim"}
-    write_json(tmp_path / RECORD, record)
-    keep_template(tmp_path, TEMPLATES["e2h"], resumed=True, write=True)
-    with pytest.raises(UserError, match="was interrupted while sampling with another template; restore"):
-        keep_template(tmp_path, TEMPLATES["qwen_boxed"], resumed=True, write=True)
-    assert json.loads((tmp_path / RECORD).read_text()) == json.loads(json.dumps(record))
-    keep_template(tmp_path, TEMPLATES["qwen_boxed"], resumed=False, write=False)
-    assert recorded_template(tmp_path) == TEMPLATES["e2h"]
-    keep_template(tmp_path, TEMPLATES["qwen_boxed"], resumed=False, write=True)
-    assert recorded_template(tmp_path) == TEMPLATES["qwen_boxed"]
 
 
 def test_data_is_prepared_in_the_text_format_of_a_model_or_of_samples(styles, folders, tmp_path):

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import jax
 import pytest
@@ -259,3 +259,17 @@ def test_a_damaged_line_is_named_and_nothing_is_lost(world, uninterrupted, tmp_p
     with pytest.raises(UserError, match=rf"{SHARD}:4: not a record"):
         stage.execute("sample", config_of(world), tmp_path)
     assert (tmp_path / SHARD).read_bytes() == content
+
+
+def test_samples_drawn_by_an_earlier_version_are_taken_up(tmp_path):
+    """… whose record lacks the fields that are new, and those in another template are not."""
+    record = {name: value for name, value in asdict(get_template("e2h")).items() if name != "trim"}
+    (tmp_path / "template.json").write_text(json.dumps(record))
+    sample.keep_template(tmp_path, get_template("e2h"), resumed=True, write=True)
+    with pytest.raises(UserError, match="was interrupted while sampling with another template; restore"):
+        sample.keep_template(tmp_path, get_template("qwen_boxed"), resumed=True, write=True)
+    assert json.loads((tmp_path / "template.json").read_text()) == json.loads(json.dumps(record))
+    sample.keep_template(tmp_path, get_template("qwen_boxed"), resumed=False, write=False)
+    assert recorded_template(tmp_path) == get_template("e2h")
+    sample.keep_template(tmp_path, get_template("qwen_boxed"), resumed=False, write=True)
+    assert recorded_template(tmp_path) == get_template("qwen_boxed")
