@@ -14,6 +14,7 @@ from e2h_jax.algorithms.rounds import Solution
 from e2h_jax.data.batches import packed_batches
 from e2h_jax.data.records import json_lines
 from e2h_jax.data.storage import write_records
+from e2h_jax.data.templates import get_template
 from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError
 from e2h_jax.models import store
@@ -268,7 +269,7 @@ def test_only_what_ended_by_itself_has_an_end(tmp_path, configured, bandit):
     sides = {name: {"text": "# Answer\n\n4", "stopped": name == "chosen", "win": 0.5} for name in ("chosen", "rejected")}
     write_records(tmp_path / "pairs.jsonl", [{"problem": problem} | sides])
     training = rounds.complete(configured(dpo).train, seed=0, mesh=(1, 1, 1), init=bandit.policy)
-    (example,), dropped = dpo._examples(training, tmp_path / "pairs.jsonl", "e2h")
+    (example,), dropped = dpo._examples(training, tmp_path / "pairs.jsonl", get_template("e2h"))
     eos = load_tokenizer(bandit.policy).eos_token_id
     chosen, rejected = (example["targets"][(example["half"] == half) & (example["response"] > 0)].tolist() for half in (0, 1))
     assert dropped == 0 and chosen == [*rejected, eos]
