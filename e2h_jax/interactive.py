@@ -121,8 +121,7 @@ class Policy:
         ids = np.zeros((kernel.shards, kernel.bucket(len(tokens))), np.int32)
         ids[0, : len(tokens)] = tokens
         lengths = np.array([len(tokens), *[1] * (kernel.shards - 1)], np.int32)
-        nowhere = kernel.groups // kernel.shards
-        kernel.prefill(0, ids, lengths, np.array([0, *[nowhere] * (kernel.shards - 1)], np.int32))
+        kernel.prefill(0, ids, lengths, np.arange(kernel.groups) == 0)
         work = kernel.nothing_to_do()
         work.lengths[0, 0], work.problems[0, 0] = len(tokens), problem_number(f"{turn}")
         work.queue_sample[0, : self.samples] = np.arange(self.samples)

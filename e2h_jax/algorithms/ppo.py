@@ -138,9 +138,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         best = validation.Best(workdir, validated)
         drawing = [models.graph, models.config, models.policy.params, mesh, tokenizer, template]
         with naming("config.sample."):
-            sampler = Sampler(_drawing(config), *drawing, questions)
+            sampler = Sampler(_drawing(config), *drawing, questions, config.questions_per_step)
             if validated:
-                greedy = Sampler(_drawing(config, temperature=0.0, samples=1), *drawing, validated.problems)
+                problems = validated.problems
+                greedy = Sampler(_drawing(config, temperature=0.0, samples=1), *drawing, problems, len(problems))
                 greedy.kernel.release()
         longest = max(map(len, sampler.prompts.values())) + config.sample.max_new_tokens - 1
         if longest > config.length:
@@ -222,10 +223,10 @@ def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) ->
     policy = models.policy.params
     drawing = [models.graph, models.config, policy, mesh, assumed, min(models.config.max_length, config.length + 1)]
     with naming("config.sample."):
-        sampler = sample.describe(_drawing(config), *drawing)
+        sampler = sample.describe(_drawing(config), *drawing, prompts=config.questions_per_step)
         greedy = None
         if config.validation.problems:
-            greedy = sample.describe(_drawing(config, temperature=0.0, samples=1), *drawing, sampler.kernel)
+            greedy = sample.describe(_drawing(config, temperature=0.0, samples=1), *drawing, beside=sampler.kernel)
 
     # What there is at every moment: the models, the judge, the caches.
     rollouts = config.questions_per_step * config.sample.samples

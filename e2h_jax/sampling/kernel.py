@@ -8,6 +8,7 @@ on its neighbours, on where it stands, or on when it began.
 """
 
 from collections.abc import Iterable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -150,8 +151,8 @@ class Kernel:
     def _prefilling(self, bucket: int) -> tuple[jax.stages.Wrapped, tuple]:
         """The program that prefills prompts of this bucket, and what it is called with."""
         place = self._prefix[0][: len(chunk_sizes(self.prompt_bucket, bucket))]
-        ids = np.zeros((self.shards, bucket), np.int32)
-        arguments = (self._params, place, self._first_logits, np.int32(0), ids, ids[:, 0], ids[:, 0])
+        ids, targets = np.zeros((self.shards, bucket), np.int32), self._targets(np.zeros(self.groups, bool))
+        arguments = (self._params, place, self._first_logits, np.int32(0), ids, ids[:, 0], *targets)
         return jax.jit(self._prefill, donate_argnums=(1, 2)), arguments
 
     def _decoding(self, chunks: int, suffix: list) -> tuple[jax.stages.Wrapped, tuple]:
@@ -190,20 +191,32 @@ class Kernel:
             cancel=np.zeros((groups, self.rows), bool),
         )
 
-    def prefill(self, place: int, ids: np.ndarray, lengths: np.ndarray, targets: np.ndarray) -> None:
-        """Runs one prompt per batch shard and stores it.
+    def prefill(self, place: int, ids: np.ndarray, lengths: np.ndarray, into: np.ndarray) -> None:
+        """Runs one prompt per batch shard and stores it in one or several groups of the shard.
 
         Args:
           place: 0 or 1, where in the groups.
           ids: int32 [shards, S] right-padded; S must be a `bucket` that was compiled.
           lengths: int32 [shards], at least 1.
-          targets: int32 [shards], which of the shard's own groups; groups / shards = none of them (no prompt here).
+          into: bool [groups], those that get their shard's prompt.
         """
         chunks = len(chunk_sizes(self.prompt_bucket, ids.shape[1]))
         with jax.set_mesh(self.mesh):
+            prefix, targets = self._prefix[place][:chunks], self._targets(into)
             self._prefix[place][:chunks], self._first_logits = self.programs["prefill", ids.shape[1]](
-                self._params, self._prefix[place][:chunks], self._first_logits, np.int32(place), ids, lengths, targets
+                self._params, prefix, self._first_logits, np.int32(place), ids, lengths, *targets
             )
+
+    def _targets(self, into: np.ndarray) -> tuple[np.ndarray, np.int32]:
+        """Of groups, bool [groups]: their numbers within the shards, int32 [groups / shards, shards], and how many lines count.
+
+        The i-th line has the i-th group of each shard; groups / shards, which is none, where a shard has fewer.
+        """
+        into = into.reshape(self.shards, -1)
+        targets = np.full(into.shape[::-1], into.shape[1], np.int32)
+        for shard, groups in enumerate(into):
+            targets[: groups.sum(), shard] = np.flatnonzero(groups)
+        return targets, np.int32(into.sum(1).max())
 
     def wait(self) -> None:
         """Until everything asked for so far is done."""
@@ -255,7 +268,7 @@ class Kernel:
         rest, layers = params
         return nnx.merge(self.graph, nnx.State(dict(rest) | {"blocks": layers[0]})), layers
 
-    def _prefill(self, params, place, first_logits, place_index, ids_DxS, lengths_D, targets_D):
+    def _prefill(self, params, place, first_logits, place_index, ids_DxS, lengths_D, targets_IxD, count):
         model, layers = self._model(params)
         shards, per_shard = self.shards, self.groups // self.shards
         ids_DxS = constrain(ids_DxS, "batch", None)
@@ -264,24 +277,26 @@ class Kernel:
         last = jnp.take_along_axis(hidden, (lengths_D - 1)[:, None, None], axis=1)[:, 0]
         logits_DxV = constrain(model.logits(last), "batch", "vocab")
 
-        def insert(old, new):  # into the target group of every shard
+        def insert(i, old, new):  # into the i-th target group of every shard
             split = old.reshape(shards, per_shard, *old.shape[1:])
-            split = split.at[jnp.arange(shards), targets_D].set(new, mode="drop", unique_indices=True)
+            split = split.at[jnp.arange(shards), targets_IxD[i]].set(new, mode="drop", unique_indices=True)
             return split.reshape(old.shape)
 
-        start, filled = 0, []
-        for chunk in place:
-            size = chunk[0].k.shape[-2]
-            filled.append(
-                [
-                    KeyValues(*(_at_home(insert(x, y[:, :, start : start + size])) for x, y in zip(old, new, strict=True)))
-                    for old, new in zip(chunk, kept, strict=True)
-                ]
-            )
-            start += size
-        own = insert(jnp.take(first_logits, place_index, axis=0), logits_DxV)
+        def fill(i, chunks, new):
+            start, filled = 0, []
+            for chunk in chunks:
+                columns = slice(start, start + chunk.k.shape[-2])
+                filled.append(KeyValues(*(_at_home(insert(i, x, y[:, :, columns])) for x, y in zip(chunk, new, strict=True))))
+                start = columns.stop
+            return filled
+
+        filled = []  # a loop per layer: what one has stored need not be kept until the last
+        for *chunks, new in zip(*place, kept, strict=True):
+            filled.append(jax.lax.fori_loop(0, count, partial(fill, new=new), chunks))
+        own = jnp.take(first_logits, place_index, axis=0)
+        own = jax.lax.fori_loop(0, count, lambda i, old: constrain(insert(i, old, logits_DxV), "batch", "vocab"), own)
         first_logits = jax.lax.dynamic_update_index_in_dim(first_logits, own, place_index, axis=0)
-        return filled, constrain(first_logits, None, "batch", "vocab")
+        return [list(chunk) for chunk in zip(*filled, strict=True)], constrain(first_logits, None, "batch", "vocab")
 
     def _decode(self, params, prefix, first_logits, suffix, rows, work, blocks):
         shape = (self.groups, self.rows)

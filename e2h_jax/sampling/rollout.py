@@ -34,15 +34,20 @@ class Sampler:
         tokenizer: Any,
         template: Template,
         problems: Sequence[Mapping],
+        together: int,
     ):
-        """`config`: fields of the `sample` stage, `model` to `limit` left aside. Raises UserError where they do not fit."""
+        """`config`: fields of the `sample` stage, `model` to `limit` left aside. Raises UserError where they do not fit.
+
+        `together`: of these problems are drawn at a time.
+        """
         self.tokenizer, self.template, self._stop = tokenizer, template, stop_texts(tokenizer, template)
         prompts = prompts_of(tokenizer, problems, template)
         fitting(problems, prompts, model_config.max_length, config.max_new_tokens, "error")
         self.prompts = {problem["id"]: prompt for problem, prompt in zip(problems, prompts, strict=True)}
         lengths = [len(prompt) for prompt in self.prompts.values()]
         self._ends = end_ids(tokenizer, template)
-        self.kernel = make_kernel(config, graph, model_config, params, mesh, self._ends, max(lengths, default=0))
+        longest = max(lengths, default=0)
+        self.kernel = make_kernel(config, graph, model_config, params, mesh, self._ends, longest, prompts=together)
         self.kernel.compile(lengths)
 
     def draw(

@@ -3,8 +3,9 @@
 Each prompt is prefilled once for its N samples; rows stop at EOS or at the template's stop texts, and take the next sample at
 once. A problem with a `prefix`, the beginning of a solution, is continued from there. A sample depends on (seed, problem id,
 sample index) alone: not on order, subset or resume, bit for bit; with another number of rows or mesh, the last bits of its
-`logprob` may differ (and two tokens that tie within rounding may swap). Interrupted runs continue with the samples that are
-missing. On several hosts each writes the samples of its own rows.
+`logprob` may differ (and two tokens that tie within rounding may swap). The number of rows follows from the config and, where
+few problems would leave rows idle, from how many they are, unless `rows_per_prompt` is set (docs/sampling.md). Interrupted runs
+continue with the samples that are missing. On several hosts each writes the samples of its own rows.
 """
 
 import json
@@ -35,6 +36,7 @@ from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.parallel.programs import Assumed, Program, Unit
 from e2h_jax.parallel.rules import axis_size
 from e2h_jax.sampling.choose import Settings
+from e2h_jax.sampling.grouping import grouping
 from e2h_jax.sampling.kernel import BLOCK, BLOCKS, Description, Kernel
 from e2h_jax.sampling.prompts import fitting, prompts_of, show_first
 from e2h_jax.sampling.roofline import Roofline
@@ -59,8 +61,8 @@ def defaults() -> ml_collections.ConfigDict:
     config.min_p = 0.0  # tokens less likely than this share of the most likely one's probability are left out; 0 = off
     config.max_new_tokens = 1024
     config.too_long = "error"  # a prompt that leaves no room for `max_new_tokens`: error | drop its problem (and count)
-    config.rows = 256  # sequences decoded together, over all devices; limits memory
-    config.rows_per_prompt = 0  # of them that share a prompt's cache; 0 = a quarter of `samples`, from 1 to 16
+    config.rows = 256  # sequences decoded together, over all devices, at most; limits memory
+    config.rows_per_prompt = 0  # of them that share a prompt's cache; 0 = by the numbers of problems and `samples`
     config.prompt_bucket = 64  # prompts are padded to this times 1, 2, 4, 8, …
     config.mesh = (1, -1, 1)  # devices along (data, fsdp, tensor)
     config.dtype = ""  # compute dtype; "" = the model's own
@@ -98,7 +100,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         began = time.perf_counter()
         lengths = [len(request.tokens) for request in requests]
         ends = end_ids(tokenizer, template)
-        kernel = make_kernel(config, graph, model_config, params, mesh, ends, max(lengths, default=0), taken=True)
+        longest = max(lengths, default=0)
+        # Of all problems, not of those with missing samples: a resumed run must have the shapes of the whole one.
+        kernel = make_kernel(config, graph, model_config, params, mesh, ends, longest, prompts=len(problems), taken=True)
         kernel.compile(lengths)
         roofline = Roofline(kernel)
         compiled = time.perf_counter()
@@ -169,18 +173,18 @@ def make_kernel(
     end_ids: tuple[int, ...],
     longest: int,
     *,
+    prompts: int = 0,
     taken: bool = False,
 ) -> Kernel:
     """The kernel that draws as `config` says (the fields of this stage), to be compiled; UserError if the longest prompt is too
-    long for it. `taken`: out of `params`, see `Kernel.update`."""
+    long for it. `prompts`: see `grouping`. `taken`: out of `params`, see `Kernel.update`."""
     shards = axis_size(mesh, "batch")
     if longest + config.max_new_tokens > model_config.max_length:
         raise UserError(
             f"a prompt of {longest} tokens and config.max_new_tokens={config.max_new_tokens} exceed the model's "
             f"{model_config.max_length} positions; lower max_new_tokens"
         )
-    # With a quarter of them, a prompt's last samples end before the next prompt's have all begun.
-    rows = min(config.rows_per_prompt or min(16, -(-config.samples // 4)), config.rows // shards)
+    groups, rows = grouping(config.rows, shards, prompts, config.samples, config.rows_per_prompt)
     settings = Settings(
         config.max_new_tokens,
         end_ids,
@@ -194,7 +198,7 @@ def make_kernel(
         model_config,
         params,
         mesh,
-        groups=config.rows // rows // shards * shards,
+        groups=groups,
         rows=rows,
         seed=config.seed,
         settings=settings,
@@ -209,7 +213,8 @@ def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) ->
     described = assumed.model(config.model)
     graph, model_config, params = store.load_frozen(described, mesh, "policy", config.dtype, config.quantize)
     unit = Unit("1M sampled tokens", 1e6)
-    drawing = describe(config, graph, model_config, params, mesh, assumed, model_config.max_length, taken=True)
+    positions = model_config.max_length
+    drawing = describe(config, graph, model_config, params, mesh, assumed, positions, prompts=config.limit, taken=True)
     load = drawing.description.load
     yield Program("load", load.function, load.arguments, mesh, {"parameters": (load.arguments, load.beside)}, unit, runs=0)
     yield from drawing.programs({}, unit, unit.tokens)
@@ -244,6 +249,8 @@ def describe(
     mesh: Mesh,
     assumed: Assumed,
     positions: int,
+    *,
+    prompts: int = 0,
     beside: Kernel | None = None,
     taken: bool = False,
 ) -> Drawing:
@@ -251,12 +258,13 @@ def describe(
 
     Args:
       positions: that prompt and solution may take together.
+      prompts: see `grouping`.
       beside: another kernel, whose weights it uses.
       taken: the kernel takes its weights out of `params`, see `Kernel.update`.
     """
     why = f"config.max_new_tokens={config.max_new_tokens} of {positions} positions"
     prompt = assumed.prompt(positions - config.max_new_tokens, why)
-    kernel = make_kernel(config, graph, model_config, params, mesh, ASSUMED_END, prompt, taken=taken)
+    kernel = make_kernel(config, graph, model_config, params, mesh, ASSUMED_END, prompt, prompts=prompts, taken=taken)
     if beside is not None:
         kernel.adopt(beside)
     solution = assumed.solution(config.max_new_tokens)

@@ -1,8 +1,9 @@
 """The host side of sampling: which prompt goes to which place, which sample starts next, and what came back.
 
 Rows ask for samples in groups that share a prompt. When the samples of a prompt run out, the group's other place already holds
-the next prompt; when the prompts run out, idle groups take over samples of the busiest. Nothing here changes what a sample is,
-only when and where it is drawn. On several hosts each runs this same code on the same logs and so decides the same.
+the next prompt; where there are no more prompts than groups, groups without work get copies of those with the most samples
+left. Nothing here changes what a sample is, only when and where it is drawn. On several hosts each runs this same code on the
+same logs and so decides the same.
 """
 
 import hashlib
@@ -50,11 +51,12 @@ class Round(NamedTuple):
 
 
 class _Prompt:
-    """A request on its way; copies of it in several places share the samples that wait."""
+    """A request on its way; copies of it in several groups share the samples that wait."""
 
     def __init__(self, request: Request):
         self.request, self.number = request, problem_number(request.problem_id)
         self.waiting = deque(request.samples)
+        self.groups: set[int] = set()  # that hold it
 
 
 def problem_number(problem_id: str) -> int:
@@ -102,7 +104,7 @@ class _Draw:
             queued = self._fill_queue()
             if not self.active.any() and not self.work.queue_length.any():
                 break
-            log = self.kernel.decode(self.work, blocks=BLOCKS, oldest=int(self.row_age[self.active].max(initial=0)))
+            log = self.kernel.decode(self.work, blocks=self._blocks(), oldest=int(self.row_age[self.active].max(initial=0)))
             if ready is not None:
                 yield ready  # the caller works on it while the device computes
             waiting = time.perf_counter()
@@ -114,64 +116,121 @@ class _Draw:
             yield ready
 
     def _load_prompts(self) -> bool:
-        """Fills free places where a group may run out of samples soon; True if there was anything to load."""
+        """Gives prompts to groups that have, or soon may have, more rows than samples; True if there was anything to load."""
         kernel, chosen = self.kernel, [[], []]
         per_shard = kernel.groups // kernel.shards
-        waiting = lambda group: sum(  # noqa: E731
-            len(place[group].waiting) for place in self.places if place[group] is not None
-        )
-        for place, prompts in enumerate(self.places):
-            for group in np.argsort([waiting(group) for group in range(kernel.groups)], kind="stable"):
-                at_work = (self.active[group] & (self.row_place[group] == place)).any()
-                if at_work or (prompts[group] is not None and prompts[group].waiting) or waiting(group) >= kernel.rows:
-                    continue
-                prompt = self._next_prompt(waiting(group) > 0)
-                if prompt is None:
-                    continue
-                prompts[group] = prompt
-                self.work.lengths[place, group] = len(prompt.request.tokens)
-                self.work.problems[place, group] = prompt.number
-                chosen[place].append(group)
-        loaded = any(chosen)
+        # One group of each shard after the other: shards prefill side by side.
+        order = sorted(range(kernel.groups), key=lambda group: (group % per_shard, group // per_shard))
+        dealt = np.zeros(kernel.groups, int)
+        left = {prompt: len(prompt.waiting) for place in self.places for prompt in place if prompt is not None}
+        for limits in (self._idle(), np.full(kernel.groups, kernel.rows)):  # rows to start now; all, which may end meanwhile
+            for group, _, prompt in self._deal(limits, dealt, left):
+                dealt[group], left[prompt] = dealt[group] + 1, left[prompt] - 1
+            for _ in self.places:
+                for group in sorted(order, key=lambda group: dealt[group] - limits[group]):
+                    lacking = limits[group] - dealt[group]
+                    place = self._free_place(group) if lacking > 0 else None
+                    prompt = self._next_prompt(group, left) if place is not None else None
+                    if prompt is None:
+                        continue
+                    self._put(prompt, place, group)
+                    chosen[place].append(group)
+                    more = min(lacking, left.setdefault(prompt, len(prompt.waiting)))
+                    dealt[group], left[prompt] = dealt[group] + more, left[prompt] - more
         for place, groups in enumerate(chosen):
             while groups:
-                bucket = kernel.bucket(self.work.lengths[place, groups[0]])
-                ids = np.zeros((kernel.shards, bucket), np.int32)
-                lengths, targets = np.ones(kernel.shards, np.int32), np.full(kernel.shards, per_shard, np.int32)
-                for group in list(groups):
-                    shard, target = divmod(int(group), per_shard)
-                    tokens = self.places[place][group].request.tokens
-                    if targets[shard] == per_shard and kernel.bucket(len(tokens)) == bucket:
-                        ids[shard, : len(tokens)], lengths[shard], targets[shard] = tokens, len(tokens), target
-                        groups.remove(group)
-                kernel.prefill(place, ids, lengths, targets)
-        return loaded
+                groups = self._prefill(place, groups)
+        return any(chosen)
 
-    def _next_prompt(self, has_work: bool) -> _Prompt | None:
-        """A prompt for a group: one that nobody has yet, else for an idle group the one with the most samples waiting."""
+    def _idle(self) -> np.ndarray:
+        """int [P], rows of each group that draw nothing."""
+        return self.kernel.rows - self.active.sum(1)
+
+    def _free_place(self, group: int) -> int | None:
+        """A place of the group whose prompt, if any, is done with."""
+        for place, prompts in enumerate(self.places):
+            at_work = (self.active[group] & (self.row_place[group] == place)).any()
+            if not at_work and (prompts[group] is None or not prompts[group].waiting):
+                return place
+        return None
+
+    def _next_prompt(self, group: int, left: dict[_Prompt, int]) -> _Prompt | None:
+        """One that nobody has yet, else the one with the most samples `left` for others than its groups."""
         if self.fresh:
             return self.fresh.popleft()
-        held = [prompt for place in self.places for prompt in place if prompt is not None]
-        busiest = max(held, key=lambda prompt: len(prompt.waiting), default=None)
-        if has_work or busiest is None or 2 * len(busiest.waiting) < self.kernel.rows:
-            return None
-        return busiest
+        others = (prompt for prompt, count in left.items() if count and group not in prompt.groups)
+        return max(others, key=left.get, default=None)
+
+    def _put(self, prompt: _Prompt, place: int, group: int) -> None:
+        if self.places[place][group] is not None:
+            self.places[place][group].groups.remove(group)
+        self.places[place][group] = prompt
+        prompt.groups.add(group)
+        self.work.lengths[place, group] = len(prompt.request.tokens)
+        self.work.problems[place, group] = prompt.number
+
+    def _prefill(self, place: int, groups: list[int]) -> list[int]:
+        """Computes the first group's prompt for all of these groups that have it, and one of its bucket in every other shard.
+
+        Returns the groups that remain.
+        """
+        kernel, remaining = self.kernel, []
+        bucket = kernel.bucket(self.work.lengths[place, groups[0]])
+        ids, lengths = np.zeros((kernel.shards, bucket), np.int32), np.ones(kernel.shards, np.int32)
+        prompts: list[_Prompt | None] = [None] * kernel.shards
+        into = np.zeros(kernel.groups, bool)
+        for group in groups:
+            shard, prompt = group * kernel.shards // kernel.groups, self.places[place][group]
+            tokens = prompt.request.tokens
+            if kernel.bucket(len(tokens)) != bucket or prompts[shard] not in (None, prompt):
+                remaining.append(group)
+                continue
+            prompts[shard], into[group] = prompt, True
+            ids[shard, : len(tokens)], lengths[shard] = tokens, len(tokens)
+        kernel.prefill(place, ids, lengths, into)
+        return remaining
+
+    def _deal(self, limits: np.ndarray, dealt: np.ndarray, left: dict[_Prompt, int]) -> Iterator[tuple[int, int, _Prompt]]:
+        """Who gets the next sample: group, place and prompt, in turns, until each group has its limit or none is left for it.
+
+        The caller counts: in `dealt`, what a group has got, in `left`, what waits.
+        """
+        held = [[(place, self.places[place][group]) for place in (0, 1)] for group in range(self.kernel.groups)]
+        for mine in held:
+            mine[:] = [(place, prompt) for place, prompt in mine if prompt is not None]
+            # Of two, the one that fewer groups can draw; then the one that is being sampled, so that its place becomes free.
+            mine.sort(key=lambda item: (len(item[1].groups), len(item[1].waiting) - len(item[1].request.samples)))
+        turn = range(self.kernel.groups)
+        while turn:
+            served = []
+            for group in turn:
+                place, prompt = next((item for item in held[group] if left[item[1]]), (0, None))
+                if prompt is not None and dealt[group] < limits[group]:
+                    yield group, place, prompt
+                    served.append(group)
+            turn = served
 
     def _fill_queue(self) -> list[list[_Prompt]]:
         """Hands every group the samples that it may start in one dispatch."""
-        work, queued = self.work, [[] for _ in range(self.kernel.groups)]
-        size = work.queue_place.shape[1]
-        for group in range(self.kernel.groups):
-            mine = [(place, prompts[group]) for place, prompts in enumerate(self.places) if prompts[group] is not None]
-            # First the prompt that is being sampled, so that its place becomes free.
-            mine.sort(key=lambda item: len(item[1].waiting) - len(item[1].request.samples))
-            for place, prompt in mine:
-                while prompt.waiting and len(queued[group]) < size:
-                    work.queue_place[group, len(queued[group])] = place
-                    work.queue_sample[group, len(queued[group])] = prompt.waiting.popleft()
-                    queued[group].append(prompt)
-            work.queue_length[group] = len(queued[group])
+        work, queued, dealt = self.work, [[] for _ in range(self.kernel.groups)], self.work.queue_length
+        dealt[:] = 0
+        left = {prompt: len(prompt.waiting) for place in self.places for prompt in place if prompt is not None}
+        idle = self._idle()
+        ending = self.active & (self.row_age + BLOCK * BLOCKS >= self.kernel.settings.max_new_tokens)
+        # First for rows that are idle, then for those that will be, then for those that may be.
+        for limits in (idle, idle + ending.sum(1), np.full(self.kernel.groups, work.queue_place.shape[1])):
+            for group, place, prompt in self._deal(limits, dealt, left):
+                work.queue_place[group, dealt[group]] = place
+                work.queue_sample[group, dealt[group]] = prompt.waiting.popleft()
+                queued[group].append(prompt)
+                dealt[group], left[prompt] = dealt[group] + 1, left[prompt] - 1
         return queued
+
+    def _blocks(self) -> int:
+        """Of the next dispatch. One where a group may run out of samples that others have: then the host must soon look in."""
+        waiting = np.maximum(self.work.queue_length - self._idle(), 0)  # after the idle rows have begun theirs
+        short = (waiting < self.kernel.rows) & (waiting < waiting.sum())
+        return 1 if short.any() and not self.fresh else BLOCKS
 
     def _read(self, log: Log, queued: list[list[_Prompt]]) -> list[Drawn]:
         """Takes in what a dispatch returned; gives back the samples that ended."""

@@ -103,7 +103,7 @@ def test_any_of_several_end_tokens_ends_a_row(policy, tools):
 def test_a_program_that_was_not_compiled_is_an_error(policy):
     kernel = policy.kernel(6, 8, **RESTRICTED)
     with pytest.raises(KeyError):
-        kernel.prefill(0, np.zeros((1, 256), np.int32), np.ones(1, np.int32), np.zeros(1, np.int32))
+        kernel.prefill(0, np.zeros((1, 256), np.int32), np.ones(1, np.int32), np.zeros(6, bool))
 
 
 def test_no_program_sorts_the_vocabulary(policy, tools):

@@ -102,6 +102,27 @@ def test_a_run_with_holes_resumes_bit_for_bit(world, uninterrupted, tmp_path):
     assert sorted(lines(tmp_path)) == sorted(whole[::3] + whole[2::3])
 
 
+def test_a_run_of_few_problems_resumes_with_the_shapes_of_the_whole(world, tmp_path, monkeypatch):
+    """Two problems of twelve samples have groups of twelve rows; one of them alone would have been drawn by one group of 24."""
+    shapes = []
+
+    class Seen(sample.Kernel):
+        def __init__(self, *arguments, **fields):
+            shapes.append((fields["groups"], fields["rows"]))
+            super().__init__(*arguments, **fields)
+
+    monkeypatch.setattr(sample, "Kernel", Seen)
+    summary = stage.execute("sample", config_of(world, limit=2), tmp_path / "whole")
+    whole = lines(tmp_path / "whole")
+    assert len(whole) == 24 and summary["rows_busy"] > 0.3
+    first = json.loads(whole[0])["problem_id"]
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / SHARD).write_bytes(b"".join(line for line in whole if json.loads(line)["problem_id"] == first))
+    assert stage.execute("sample", config_of(world, limit=2), tmp_path / "part")["drawn_now"] == 12
+    assert sorted(lines(tmp_path / "part")) == sorted(whole)
+    assert shapes == [(2, 12), (2, 12)]
+
+
 def test_another_model_or_other_problems_under_the_same_name_are_refused(world, uninterrupted, tmp_path):
     begun = json.loads((uninterrupted[0] / "inputs.json").read_text())
     for name in begun:
@@ -147,7 +168,8 @@ def test_a_run_killed_by_kill_9_resumes_bit_for_bit(world, uninterrupted, tmp_pa
 
 
 def test_levels_and_limit_choose_problems_but_change_no_sample(world, uninterrupted, tmp_path):
-    stage.execute("sample", config_of(world, levels=(3,), limit=5), tmp_path / "some")
+    # Five problems of twelve samples alone would be drawn through other shapes, and their logprobs rounded differently.
+    stage.execute("sample", config_of(world, levels=(3,), limit=5, rows_per_prompt=3), tmp_path / "some")
     some, whole = lines(tmp_path / "some"), lines(uninterrupted[0])
     assert len(some) == 5 * 12 and set(some) < set(whole)
     assert {json.loads(line)["problem_id"].split("/")[1] for line in some} == {"3"}

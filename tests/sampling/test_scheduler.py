@@ -29,10 +29,12 @@ def test_any_order_of_problems(policy, tools, reference, seed):
 
 def test_any_subset_of_problems(policy, tools, reference):
     requests, rng = tools.prompts_of(LENGTHS), np.random.default_rng(0)
-    for size in (1, 2, 3, 5, 7):
+    for size in (1, 2, 3, 5, 7):  # fewer than there are groups: copies of a prompt in several
         chosen = [requests[i] for i in rng.permutation(len(requests))[:size]]
-        found = tools.bits(policy.draw(chosen, groups=4, rows=4))
+        drawn = policy.draw(chosen, groups=4, rows=4)
+        found = tools.bits(drawn)
         assert len(found) == 8 * size and found.items() <= reference.items()
+        assert len({d.group for d in drawn.values()}) == min(4, 2 * size)
 
 
 def test_a_resumed_run_draws_the_missing_samples_as_they_would_have_been(policy, tools, reference):
