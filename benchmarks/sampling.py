@@ -3,9 +3,12 @@
     python -m venv /tmp/tunix && /tmp/tunix/bin/pip install google-tunix==0.1.7 jax==0.10.2 flax==0.12.8
     pip install torch==2.13.0
     python benchmarks/sampling.py --tunix=/tmp/tunix/bin/python [--models=tiny,small,135m] [--n=1,4,16,64] [--repeats=3]
+    python benchmarks/sampling.py --models=SMOLLM2 --problems=GSM8K/test.jsonl --n=8 --new=64 --lengths=equal [--torch=PYTHON]
 
 Tokens are drawn as `e2h sample` draws them by default (temperature 0.7, of the 20 likeliest); by tunix of all, since its top-k
-needs a top-p. --temperature=1 --top_k=0: of all, by all. N = 1 is greedy. 135m has SmolLM2-135M's shape and vocabulary.
+needs a top-p. --temperature=1 --top_k=0: of all, by all. N = 1 is greedy. 135m has SmolLM2-135M's shape and vocabulary. A model
+may also be a folder in Hugging Face's format; with --problems, its prompts are the first four questions of that file in its
+chat template, otherwise random tokens.
 
 Every worker is a process of its own with the model loaded; in each repetition they take turns at the same case, after one
 untimed turn of those that compile. Figures are medians over repetitions, ratios medians of ratios within a repetition.
@@ -53,7 +56,10 @@ HERE = Path(__file__).parent / "sampling_peers"
 
 
 def make_model(name: str, folder: Path) -> Path:
-    """Random weights in Hugging Face's format, and a tokenizer for the form's sake."""
+    """Random weights in Hugging Face's format, and a tokenizer for the form's sake; a link to a model that is there already."""
+    if name not in MODELS:
+        (folder / Path(name).name).symlink_to(Path(name).resolve())
+        return folder / Path(name).name
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -93,10 +99,21 @@ class Worker:
         self.process.wait()
 
 
+def questions(model: Path, problems: str, count: int) -> list[list[int]]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    texts = [json.loads(line)["question"] for line in Path(problems).read_text().splitlines()[:count]]
+    chat = [[{"role": "user", "content": text}] for text in texts]
+    return [tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False) for turns in chat]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tunix", help="python of an environment with google-tunix; without it, tunix is left out")
+    parser.add_argument("--torch", default=sys.executable, help="python of an environment with torch and transformers")
     parser.add_argument("--models", default="tiny,small")
+    parser.add_argument("--problems", help="JSON Lines with a field `question`")
     parser.add_argument("--n", default="1,4,16,64")
     parser.add_argument("--lengths", default="equal,skewed")
     parser.add_argument("--repeats", type=int, default=3)
@@ -116,25 +133,29 @@ def main() -> None:
             default = sorted({1, cores // 2 or 1, cores})
             for threads in map(int, arguments.threads.split(",")) if arguments.threads else default:
                 workers[f"transformers, {threads} threads"] = Worker(
-                    sys.executable, "huggingface.py", model, OMP_NUM_THREADS=str(threads)
+                    arguments.torch, "huggingface.py", model, OMP_NUM_THREADS=str(threads)
                 )
             if arguments.tunix:
                 workers["tunix"] = Worker(arguments.tunix, "tunix_sampler.py", model, PYTHONPATH="")
             for lengths in arguments.lengths.split(","):
                 for n in sizes:
                     if lengths == "equal" or n > 1:
-                        compare(name, lengths, n, arguments, workers)
+                        compare(model, lengths, n, arguments, workers)
             for worker in workers.values():
                 worker.close()
 
 
-def compare(name: str, lengths: str, n: int, arguments: argparse.Namespace, workers: dict[str, Worker]) -> None:
-    vocabulary, rng = MODELS[name]["vocab_size"], np.random.default_rng(0)
-    prompts = PROMPTS[name] * (1 if lengths == "equal" else 2)
+def compare(model: Path, lengths: str, n: int, arguments: argparse.Namespace, workers: dict[str, Worker]) -> None:
+    name, rng = model.name, np.random.default_rng(0)
+    vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
+    count = PROMPTS.get(name, 4) * (1 if lengths == "equal" else 2)
+    if arguments.problems:
+        prompts = questions(model, arguments.problems, count)
+    else:
+        prompts = rng.integers(0, vocabulary, (count, 128)).tolist()
     ends = rng.choice(vocabulary, vocabulary // 128, replace=False).tolist() if lengths == "skewed" else []
     choice = {"temperature": arguments.temperature, "top_k": arguments.top_k} if n > 1 else {"temperature": 0.0, "top_k": 0}
-    case = {"prompts": rng.integers(0, vocabulary, (prompts, 128)).tolist(), "n": n, "new": arguments.new, "ends": ends}
-    case |= {"choice": choice}
+    case = {"prompts": prompts, "n": n, "new": arguments.new, "ends": ends, "choice": choice}
     figures = {system: [] for system in workers}
     for seed in range(arguments.repeats + 1):
         for system, worker in workers.items():

@@ -15,12 +15,12 @@ def prepare(folder):
     @torch.inference_mode()
     def sample(prompts, n, new, ends, seed, choice):
         torch.manual_seed(seed)
-        ids = torch.tensor(prompts)
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+        mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         choice = dict(do_sample=True, top_p=1.0, **choice) if choice["temperature"] else dict(do_sample=False)
         ended = dict(eos_token_id=ends, pad_token_id=ends[0]) if ends else dict(eos_token_id=None, pad_token_id=0)
-        out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), num_return_sequences=n, max_new_tokens=new, **choice, **ended
-        )
+        out = model.generate(ids, attention_mask=mask, num_return_sequences=n, max_new_tokens=new, **choice, **ended)
         rows = out[:, ids.shape[1] :].tolist()
         return [cut(row, set(ends)) for row in rows], {"computed": len(rows) * len(rows[0])}
 

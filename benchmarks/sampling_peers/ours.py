@@ -10,6 +10,7 @@ from protocol import serve
 from e2h_jax.models import convert, store
 from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.sampling.choose import Settings
+from e2h_jax.sampling.grouping import grouping
 from e2h_jax.sampling.kernel import Kernel
 from e2h_jax.sampling.roofline import Roofline
 from e2h_jax.sampling.scheduler import Request, draw
@@ -26,14 +27,14 @@ def prepare(folder):
     kernels = {}
 
     def sample(prompts, n, new, ends, seed, choice):
-        # Equal lengths: the peers' batch. Skewed ones: slots that are filled again and again, 16 a prompt for N = 64.
-        rows = -(-n // 4) if ends else n
-        groups = min(GROUPS, len(prompts))
+        # Equal lengths: the peers' batch, divided as the stage does it. Skewed: slots that are filled again and again, 16 a
+        # prompt for N = 64.
+        groups, rows = (min(GROUPS, len(prompts)), -(-n // 4)) if ends else grouping(len(prompts) * n, 1, len(prompts), n)
         key = (groups, rows, new, tuple(ends), *choice.values())
         if key not in kernels:
             settings = Settings(new, tuple(ends) or (config.vocab_size,), **choice)
             kernel = Kernel(
-                graph, config, params, mesh, groups=groups, rows=rows, seed=0, settings=settings, prompt_bucket=128
+                graph, config, params, mesh, groups=groups, rows=rows, seed=0, settings=settings, prompt_bucket=64
             )
             kernel.compile(map(len, prompts))
             kernels[key] = kernel, Roofline(kernel)
