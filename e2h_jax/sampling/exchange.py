@@ -44,3 +44,16 @@ class Log(NamedTuple):
     steps: jax.Array  # int32 [], steps computed
     taken: jax.Array  # int32 [P], entries of the queue that were started
     active: jax.Array  # bool [P, N] in the end
+
+
+def targets_of(into: np.ndarray, shards: int) -> tuple[np.ndarray, np.int32]:
+    """Of groups, bool [P], that get their shard's prompt: their numbers within the shards, and how many lines of these count.
+
+    The i-th line, int32 [P / shards, shards], has the i-th of them of every shard; P / shards, which is none, where there are
+    fewer.
+    """
+    into = into.reshape(shards, -1)
+    targets = np.full(into.shape[::-1], into.shape[1], np.int32)
+    for shard, groups in enumerate(into):
+        targets[: groups.sum(), shard] = np.flatnonzero(groups)
+    return targets, np.int32(into.sum(1).max())

@@ -24,7 +24,7 @@ from e2h_jax.models.llama import LlamaConfig
 from e2h_jax.parallel.rules import axis_size, constrain
 from e2h_jax.parallel.shapes import is_abstract, shapes
 from e2h_jax.sampling.choose import Settings, choose, row_keys, row_uniforms
-from e2h_jax.sampling.exchange import Log, Rows, Work
+from e2h_jax.sampling.exchange import Log, Rows, Work, targets_of
 from e2h_jax.sampling.weights import Load, describe_load, take, unstacked
 
 BLOCK = 8  # steps between two moments at which ended rows are given their next sample
@@ -151,7 +151,7 @@ class Kernel:
     def _prefilling(self, bucket: int) -> tuple[jax.stages.Wrapped, tuple]:
         """The program that prefills prompts of this bucket, and what it is called with."""
         place = self._prefix[0][: len(chunk_sizes(self.prompt_bucket, bucket))]
-        ids, targets = np.zeros((self.shards, bucket), np.int32), self._targets(np.zeros(self.groups, bool))
+        ids, targets = np.zeros((self.shards, bucket), np.int32), targets_of(np.zeros(self.groups, bool), self.shards)
         arguments = (self._params, place, self._first_logits, np.int32(0), ids, ids[:, 0], *targets)
         return jax.jit(self._prefill, donate_argnums=(1, 2)), arguments
 
@@ -202,21 +202,10 @@ class Kernel:
         """
         chunks = len(chunk_sizes(self.prompt_bucket, ids.shape[1]))
         with jax.set_mesh(self.mesh):
-            prefix, targets = self._prefix[place][:chunks], self._targets(into)
+            prefix, targets = self._prefix[place][:chunks], targets_of(into, self.shards)
             self._prefix[place][:chunks], self._first_logits = self.programs["prefill", ids.shape[1]](
                 self._params, prefix, self._first_logits, np.int32(place), ids, lengths, *targets
             )
-
-    def _targets(self, into: np.ndarray) -> tuple[np.ndarray, np.int32]:
-        """Of groups, bool [groups]: their numbers within the shards, int32 [groups / shards, shards], and how many lines count.
-
-        The i-th line has the i-th group of each shard; groups / shards, which is none, where a shard has fewer.
-        """
-        into = into.reshape(self.shards, -1)
-        targets = np.full(into.shape[::-1], into.shape[1], np.int32)
-        for shard, groups in enumerate(into):
-            targets[: groups.sum(), shard] = np.flatnonzero(groups)
-        return targets, np.int32(into.sum(1).max())
 
     def wait(self) -> None:
         """Until everything asked for so far is done."""

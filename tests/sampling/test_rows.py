@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from e2h_jax.sampling.exchange import targets_of
 from e2h_jax.sampling.grouping import grouping
 
 
@@ -114,3 +115,10 @@ def test_samples_that_a_dispatch_did_not_start_are_dealt_anew(bench):
     found = bench.simulate(np.array([[256] + [8] * 7]), 2, shared=1)
     assert sorted(sample for group, *_, sample, _ in found.kernel.schedule if group == 1) == list(range(1, 8))
     assert found.kernel.step == 256
+
+
+def test_targets_of_every_shard_stand_in_lines():
+    """Two shards of three groups: the first shard's prompt goes to its groups 0 and 2, the other's to its group 1."""
+    targets, count = targets_of(np.array([True, False, True, False, True, False]), 2)
+    assert targets.tolist() == [[0, 1], [2, 3], [3, 3]] and count == 2
+    assert targets_of(np.zeros(6, bool), 2)[1] == 0
