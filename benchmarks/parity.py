@@ -68,7 +68,7 @@ def compare(hub_models, name: str, folder: Path, shape: tuple[int, int, int], ar
         logits = np.asarray(forward(params, tokens))[0]
     settings = Settings(hub_models.NEW, (config.vocab_size,), temperature=0.0)
     kernel = Kernel(graph, config, params, mesh, groups=8, rows=1, seed=0, settings=settings, prompt_bucket=208)
-    kernel.compile([hub_models.PROMPT])
+    kernel.foresee([hub_models.PROMPT])
     (drawn,) = [sample.tokens for round_ in draw(kernel, [Request("", tokens[0], [0])]) for sample in round_.drawn]
     difference = float(np.abs(logits - arrays[f"{name}/logits"]).max())
     return difference, bool((drawn == arrays[f"{name}/greedy"]).all())

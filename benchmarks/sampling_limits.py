@@ -28,7 +28,8 @@ RNG = np.random.default_rng(0)
 def kernel(groups: int, rows: int, new: int, ends=(512,), bucket: int = 128, prompts=(128,)) -> Kernel:
     settings = Settings(new, tuple(ends))
     made = Kernel(GRAPH, CONFIG, PARAMS, MESH, groups=groups, rows=rows, seed=0, settings=settings, prompt_bucket=bucket)
-    made.compile(prompts)
+    made.foresee(prompts)
+    made.compile()
     list(draw(made, [Request("warm", np.ones(max(prompts), np.int32), range(rows))]))
     return made
 

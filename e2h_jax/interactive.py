@@ -83,7 +83,7 @@ class Policy:
             raise UserError(f"{folder} holds a reward model; give --checkpoint a policy, and this as --evaluator.")
         fields = {name: getattr(asked, name) for name in ("samples", "temperature", "top_k", "seed")}
         self.config = sample.defaults().unlock()
-        self.config.update(fields | {"rows_per_prompt": asked.samples})
+        self.config.update(fields | {"rows_per_prompt": asked.samples, "prompt_bucket": 128})  # most problems: one program
         self.config.max_new_tokens = asked.max_new_tokens or min(1024, config.max_length // 2)
         if min(self.config.samples, self.config.max_new_tokens) < 1:
             raise UserError("--samples and --max-new-tokens must be at least 1.")
@@ -117,7 +117,7 @@ class Policy:
             show_first(self.tokenizer, [tokens], self.template)
         if len(tokens) > self._longest:
             raise UserError(f"the problem has {len(tokens)} tokens, and with --max-new-tokens the model takes {self._longest}.")
-        kernel.compile([len(tokens)])
+        kernel.foresee([len(tokens)])
         ids = np.zeros((kernel.shards, kernel.bucket(len(tokens))), np.int32)
         ids[0, : len(tokens)] = tokens
         lengths = np.array([len(tokens), *[1] * (kernel.shards - 1)], np.int32)

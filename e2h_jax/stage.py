@@ -9,7 +9,8 @@ Around `run`, `execute` keeps these files in the stage's folder:
     seconds.json   seconds of earlier, interrupted runs (a run ended by kill -9 is not counted)
     metrics.jsonl  of a stage that logs nothing while it runs, the numbers of its summary; tensorboard/ the same
     wandb/         what Weights & Biases keeps, if asked for
-    .compiled/     programs compiled for accelerators (in a recipe, for all of its stages): only time is lost with it
+    .compiled/     programs compiled for accelerators (in a recipe, for all of its stages): only time is lost with it; for CPUs
+                   they are in a folder of the user's (parallel/compilation.py)
     .examples/     on several hosts: tokenised data, while sft or reward is training
     .lock          held while a process works here, so that no second one does; the lock dies with its process
 
@@ -109,9 +110,9 @@ def execute(
     except OSError as error:
         raise UserError(f"cannot make the folder {folder}: {error.strerror.lower()}.") from None
     if "jax" in sys.modules:
-        from e2h_jax.parallel import mesh
+        from e2h_jax.parallel import compilation
 
-        mesh.keep_programs(folder / ".compiled")
+        compilation.keep_programs(folder / ".compiled")
     with _lock(folder):
         check_folder(stage, config, folder)
         asked = read_json(folder / "config.json")

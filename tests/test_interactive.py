@@ -65,7 +65,7 @@ def test_it_draws_what_the_sampler_draws(models):
     tokens = encode_prompt(policy.tokenizer, "x=1", E2H)
     ends = end_ids(policy.tokenizer, E2H)
     kernel = sample.make_kernel(config, graph, model_config, params, mesh, ends, len(tokens))
-    kernel.compile([len(tokens)])
+    kernel.foresee([len(tokens)])
     drawn = [one for round_ in draw(kernel, [Request("0", tokens, range(3))]) for one in round_.drawn]
     expected = [policy.tokenizer.decode(one.tokens, skip_special_tokens=True) for one in sorted(drawn, key=lambda d: d.sample)]
     assert texts == expected

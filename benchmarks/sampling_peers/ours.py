@@ -36,7 +36,8 @@ def prepare(folder):
             kernel = Kernel(
                 graph, config, params, mesh, groups=groups, rows=rows, seed=0, settings=settings, prompt_bucket=64
             )
-            kernel.compile(map(len, prompts))
+            kernel.foresee(map(len, prompts))
+            kernel.compile()
             kernels[key] = kernel, Roofline(kernel)
         kernel, roofline = kernels[key]
         requests = [Request(f"{seed}/{i}", np.array(p, np.int32), range(n)) for i, p in enumerate(prompts)]

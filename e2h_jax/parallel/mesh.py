@@ -1,31 +1,14 @@
-"""The device mesh ("data", "fsdp", "tensor"), and where programs compiled for it are kept."""
+"""The device mesh ("data", "fsdp", "tensor")."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from e2h_jax.errors import UserError
-from e2h_jax.parallel import hosts
+from e2h_jax.parallel import compilation, hosts
 from e2h_jax.parallel.rules import MESH_AXES
-
-_programs: Path | None = None
-
-
-def keep_programs(folder: Path) -> None:
-    """Keeps programs for accelerators in `folder`, so that a restarted run does not compile them again; the first call counts.
-
-    JAX_COMPILATION_CACHE_DIR names another folder, and on CPUs the only one: there a program may not run on the next machine.
-    """
-    global _programs
-    _programs = _programs or folder
-
-
-def _use_kept_programs(platform: str) -> None:
-    if _programs is not None and platform != "cpu" and jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(_programs.absolute()))
 
 
 def platform() -> str:
@@ -44,8 +27,10 @@ def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None)
     Raises UserError when the shape does not multiply to the number of devices.
     """
     hosts.start()
-    devices = list(devices if devices is not None else jax.devices())
-    _use_kept_programs(devices[0].platform)
+    if devices is None:  # the machine's own: what is compiled will run on them
+        devices = jax.devices()
+        compilation.start(devices[0].platform)
+    devices = list(devices)
     shape = tuple(int(size) for size in shape)
     if len(shape) != len(MESH_AXES) or any(size == 0 or size < -1 for size in shape) or shape.count(-1) > 1:
         raise UserError(f"config.mesh={shape} must be three sizes {MESH_AXES}, positive, at most one of them -1")

@@ -7,7 +7,6 @@ several hosts each writes a share of the solutions.
 
 import json
 import sys
-import time
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -26,6 +25,7 @@ from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError, nearest
 from e2h_jax.metrics import MetricsWriter
 from e2h_jax.models import store
+from e2h_jax.parallel.compilation import clock
 from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.parallel.programs import Assumed, Program, Unit
 from e2h_jax.parallel.rules import axis_size
@@ -118,7 +118,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
             row_length=config.row_length,
         )
         batches = [batch for batch in batches if any(fitting[index] in missing for index in batch.indices)]
-        scorer, began, scored, first = Scorer(graph, params, mesh), time.perf_counter(), 0, jax.process_index() == 0
+        scorer, began, scored, first = Scorer(graph, params, mesh), clock(), 0, jax.process_index() == 0
         unread = {
             index: [0.0] * (len(encoded[index].steps) + (not encoded[index].has_answer))
             for index in sorted(set(range(total)) - set(fitting))
@@ -138,9 +138,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
                 scored += len(scores)
                 bar.update(len(scores))
                 if done := scored - (len(missing) - len(computed)):  # of what is computed
-                    rate = done / (time.perf_counter() - began)
+                    rate = done / (clock() - began)
                     metrics.write(total - len(missing) + scored, {"solutions_per_second": rate})
-    seconds = time.perf_counter() - began
+    seconds = clock() - began
     return {
         "solutions": total,
         "scored_now": len(missing),

@@ -30,7 +30,17 @@ from e2h_jax.sampling.weights import Load, describe_load, take, unstacked
 BLOCK = 8  # steps between two moments at which ended rows are given their next sample
 BLOCKS = 4  # blocks of a dispatch, at most
 SUFFIX_CHUNK = 64  # columns of the first suffix chunks
+FEW_ROWS = 8  # of a shard; fewer of them have larger first chunks
 SUFFIX_CHUNKS = 4  # of this size, before they double. More: fewer columns read in vain, and more programs to compile
+
+
+def suffix_sizes(max_new_tokens: int, rows: int) -> list[int]:
+    """Columns of the chunks that hold a row's suffix, where a shard has so many rows.
+
+    A step of few rows reads weights above all, and columns in vain cost it little: larger chunks are fewer programs.
+    """
+    first = SUFFIX_CHUNK * max(1, FEW_ROWS // rows)
+    return chunk_sizes(min(first, -(-max_new_tokens // BLOCK) * BLOCK), max_new_tokens - 1, SUFFIX_CHUNKS)
 
 
 class Description(NamedTuple):
@@ -45,9 +55,10 @@ class Description(NamedTuple):
 
 
 class Kernel:
-    """Compiled programs of one model on one mesh, and its caches on the device.
+    """Programs of one model on one mesh, and its caches on the device.
 
-    `compile` makes every program that will be needed; asking for another is an error, so nothing can compile after warm-up.
+    `foresee` says which programs may be needed. Each is compiled when it is first asked for, or by `compile`, and once; asking
+    for another is an error, so that nothing compiles unforeseen.
     """
 
     def __init__(
@@ -75,11 +86,10 @@ class Kernel:
         self.prompt_bucket, self.shards = prompt_bucket, axis_size(mesh, "batch")
         if groups % self.shards:
             raise ValueError(f"{groups} groups of rows do not divide over {self.shards} batch shards")
-        first = min(SUFFIX_CHUNK, -(-settings.max_new_tokens // BLOCK) * BLOCK)
-        self._suffix_sizes = chunk_sizes(first, settings.max_new_tokens - 1, SUFFIX_CHUNKS)
+        self._suffix_sizes = suffix_sizes(settings.max_new_tokens, groups * rows // self.shards)
         self._prefix: tuple[list, list] = ([], [])  # by place: chunks, each [P, K, c, h] of every layer
         self._suffix: list = []  # chunks, each [P, K, N, c, h] of every layer
-        self.programs: dict[tuple, jax.stages.Compiled] = {}  # ("prefill", S), ("decode", prompt chunks, suffix chunks), …
+        self.programs: dict[tuple, jax.stages.Compiled | None] = {}  # by ("prefill", S), …; None until they are compiled
         self.columns = (0, 0)  # prompt columns of a group and suffix columns of a row that the last dispatch read
         self.update(params, taken=taken)
 
@@ -107,46 +117,55 @@ class Kernel:
         heads = {name: value for name, value in rest.items() if name != "embedding" or "lm_head" not in rest}
         return [{name: param.get_value() for name, param in part.items()} for part in (heads, *layers)]
 
-    def compile(self, lengths: Iterable[int]) -> None:
-        """Compiles all programs for prompts of these lengths and makes their caches. Called again, it adds what is new."""
+    def foresee(self, lengths: Iterable[int]) -> None:
+        """Allows the programs for prompts of these lengths and makes room for them. Called again, it adds what is new."""
         buckets = sorted({bucket for bucket in map(self.bucket, lengths) if ("prefill", bucket) not in self.programs})
         if not buckets:
             return
-        self._make_caches(buckets[-1])
+        for bucket in buckets:
+            chunks, pieces = len(chunk_sizes(self.prompt_bucket, bucket)), range(1, len(self._suffix_sizes) + 1)
+            self.programs |= dict.fromkeys([("prefill", bucket), *(("decode", chunks, number) for number in pieces)])
+        self.programs |= {("suffix", size): self.programs.get(("suffix", size)) for size in self._suffix_sizes}
         with jax.set_mesh(self.mesh):
-            for bucket in buckets:
-                program, arguments = self._prefilling(bucket)
-                self.programs["prefill", bucket] = program.lower(*arguments).compile()
-                chunks = len(chunk_sizes(self.prompt_bucket, bucket))
-                for pieces in range(1, len(self._suffix_sizes) + 1):
-                    program, arguments = self._decoding(chunks, self._suffix_chunks(pieces))
-                    self.programs["decode", chunks, pieces] = program.lower(*arguments).compile()
+            if not self._prefix[0]:
+                self._rows, self._first_logits = self._run(jax.jit(self._nothing).lower().compile())
+            for size in chunk_sizes(self.prompt_bucket, buckets[-1])[len(self._prefix[0]) :]:
+                program = jax.jit(self._chunk, static_argnums=0).lower(size).compile()
+                for place in self._prefix:
+                    place.append(self._run(program))
+
+    def compile(self) -> None:
+        """Compiles all programs that are allowed and not yet there."""
+        for key in list(self.programs):
+            self._program(*key)
+
+    def _program(self, *key) -> jax.stages.Compiled:
+        """The program of this key, compiled if it has not been; KeyError for one that was not foreseen."""
+        if self.programs[key] is None:
+            makers = {"prefill": self._prefilling, "decode": self._decoding, "suffix": self._growing}
+            name, *sizes = key
+            with jax.set_mesh(self.mesh):
+                program, arguments = makers[name](*sizes)
+                self.programs[key] = program.lower(*arguments).compile()
+        return self.programs[key]
 
     def describe(self, params: nnx.State, length: int, *, taken: bool = False) -> Description:
         """The largest programs for prompts up to this length and the caches, where `params` were shapes; see `Description`."""
         bucket = self.bucket(length)
-        self._make_caches(bucket)
-        suffix = self._suffix_chunks(len(self._suffix_sizes))
+        self.foresee([length])
+        decode = self._decoding(len(chunk_sizes(self.prompt_bucket, bucket)), len(self._suffix_sizes))
         return Description(
             describe_load(params, self.config.dtype, taken=taken),
             self._prefilling(bucket),
-            self._decoding(len(chunk_sizes(self.prompt_bucket, bucket)), suffix),
+            decode,
             self._params,
             (self._prefix, self._rows, self._first_logits),
-            suffix,
+            decode[1][3],  # the very shapes, which count once
         )
 
-    def _make_caches(self, bucket: int) -> None:
-        """The rows, and room for prompts of this many tokens; the programs that make room for suffixes."""
-        with jax.set_mesh(self.mesh):
-            if not self.programs:
-                self._rows, self._first_logits = self._run(jax.jit(self._nothing).lower().compile())
-                for size in sorted(set(self._suffix_sizes)):
-                    self.programs["suffix", size] = jax.jit(self._chunk, static_argnums=(0, 1)).lower(size, self.rows).compile()
-            for size in chunk_sizes(self.prompt_bucket, bucket)[len(self._prefix[0]) :]:
-                program = jax.jit(self._chunk, static_argnums=0).lower(size).compile()
-                for place in self._prefix:
-                    place.append(self._run(program))
+    def _growing(self, size: int) -> tuple[jax.stages.Wrapped, tuple]:
+        """The program that makes a chunk of the suffix, and what it is called with."""
+        return jax.jit(self._chunk, static_argnums=(0, 1)), (size, self.rows)
 
     def _prefilling(self, bucket: int) -> tuple[jax.stages.Wrapped, tuple]:
         """The program that prefills prompts of this bucket, and what it is called with."""
@@ -155,15 +174,15 @@ class Kernel:
         arguments = (self._params, place, self._first_logits, np.int32(0), ids, ids[:, 0], *targets)
         return jax.jit(self._prefill, donate_argnums=(1, 2)), arguments
 
-    def _decoding(self, chunks: int, suffix: list) -> tuple[jax.stages.Wrapped, tuple]:
-        """The program that decodes with so many chunks of prompts and these of suffixes, and what it is called with."""
-        prefix = [place[:chunks] for place in self._prefix]
+    def _decoding(self, chunks: int, pieces: int) -> tuple[jax.stages.Wrapped, tuple]:
+        """The program that decodes with so many chunks of prompts and of suffixes, and what it is called with."""
+        prefix, suffix = [place[:chunks] for place in self._prefix], self._suffix_chunks(pieces)
         arguments = (self._params, prefix, self._first_logits, suffix, self._rows, self.nothing_to_do(), np.int32(0))
         return jax.jit(self._decode, donate_argnums=(3, 4)), arguments
 
     def _suffix_chunks(self, pieces: int) -> list:
         """Shapes of the first chunks of the suffix."""
-        return [shapes(self.programs["suffix", size].out_info) for size in self._suffix_sizes[:pieces]]
+        return [shapes(self._program("suffix", size).out_info) for size in self._suffix_sizes[:pieces]]
 
     def _run(self, program: jax.stages.Compiled):
         """What a program without inputs returns; only its shapes and shardings where the weights are abstract."""
@@ -196,14 +215,14 @@ class Kernel:
 
         Args:
           place: 0 or 1, where in the groups.
-          ids: int32 [shards, S] right-padded; S must be a `bucket` that was compiled.
+          ids: int32 [shards, S] right-padded; S must be a `bucket` that was foreseen.
           lengths: int32 [shards], at least 1.
           into: bool [groups], those that get their shard's prompt.
         """
         chunks = len(chunk_sizes(self.prompt_bucket, ids.shape[1]))
         with jax.set_mesh(self.mesh):
             prefix, targets = self._prefix[place][:chunks], targets_of(into, self.shards)
-            self._prefix[place][:chunks], self._first_logits = self.programs["prefill", ids.shape[1]](
+            self._prefix[place][:chunks], self._first_logits = self._program("prefill", ids.shape[1])(
                 self._params, prefix, self._first_logits, np.int32(place), ids, lengths, *targets
             )
 
@@ -219,14 +238,13 @@ class Kernel:
           oldest: the age of the oldest active row: decides how much of the suffix is read.
         """
         chunks = len(chunk_sizes(self.prompt_bucket, int(work.lengths.max())))
-        # As many pieces as the oldest row will need.
-        pieces = self._pieces(oldest + blocks * BLOCK)
+        pieces = self._pieces(oldest + blocks * BLOCK)  # as many as the oldest row will need
         self.columns = self.read_columns(int(work.lengths.max()), oldest + blocks * BLOCK)
         with jax.set_mesh(self.mesh):
             while len(self._suffix) < pieces:
-                self._suffix.append(self.programs["suffix", self._suffix_sizes[len(self._suffix)]]())
+                self._suffix.append(self._program("suffix", self._suffix_sizes[len(self._suffix)])())
             prefix = [place[:chunks] for place in self._prefix]
-            self._suffix[:pieces], self._rows, log = self.programs["decode", chunks, pieces](
+            self._suffix[:pieces], self._rows, log = self._program("decode", chunks, pieces)(
                 self._params, prefix, self._first_logits, self._suffix[:pieces], self._rows, work, np.int32(blocks)
             )
         return log

@@ -1,6 +1,5 @@
-"""Rollouts for reinforcement learning: the sampler of `e2h sample`, kept compiled while its weights change."""
+"""Rollouts for reinforcement learning: the sampler of `e2h sample`, whose programs stay while its weights change."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,13 +12,14 @@ from e2h_jax.data.rollout import Rollout
 from e2h_jax.data.templates import Template
 from e2h_jax.data.tokenizer import decode_solution, end_ids
 from e2h_jax.models.llama import LlamaConfig
+from e2h_jax.parallel.compilation import clock
 from e2h_jax.sampling.prompts import fitting, prompts_of
 from e2h_jax.sampling.sample import make_kernel, stop_texts
 from e2h_jax.sampling.scheduler import Request, draw
 
 
 class Sampler:
-    """Draws solutions of a fixed set of problems with the weights it was last given; nothing compiles after construction.
+    """Draws solutions of a fixed set of problems with the weights it was last given; each program compiles once.
 
     A rollout is a function of (weights, config.seed, problem id, sample index): give every step other sample indices.
     """
@@ -48,7 +48,7 @@ class Sampler:
         self._ends = end_ids(tokenizer, template)
         longest = max(lengths, default=0)
         self.kernel = make_kernel(config, graph, model_config, params, mesh, self._ends, longest, prompts=together)
-        self.kernel.compile(lengths)
+        self.kernel.foresee(lengths)
 
     def draw(
         self, problems: Sequence[Mapping], samples: Sequence[int], interrupted: Callable[[], Any] = lambda: None
@@ -57,7 +57,7 @@ class Sampler:
 
         On several hosts every process gets all of them. None as soon as `interrupted`, asked between dispatches, says so.
         """
-        began, computed, found = time.perf_counter(), 0, {}
+        began, computed, found = clock(), 0, {}
         requests = [Request(problem["id"], self.prompts[problem["id"]], list(samples)) for problem in problems]
         for round_ in draw(self.kernel, requests, self._stop):
             computed += round_.steps * self.kernel.groups * self.kernel.rows
@@ -80,7 +80,7 @@ class Sampler:
                         text=decode_solution(self.tokenizer, drawn.tokens, self.template, self._ends),
                     )
                 )
-        kept, seconds = sum(len(rollout.tokens) for rollout in rollouts), time.perf_counter() - began
+        kept, seconds = sum(len(rollout.tokens) for rollout in rollouts), clock() - began
         return rollouts, {
             "length": kept / len(rollouts),
             "stopped": float(np.mean([rollout.stopped for rollout in rollouts])),

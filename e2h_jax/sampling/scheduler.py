@@ -7,7 +7,6 @@ same logs and so decides the same.
 """
 
 import hashlib
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from e2h_jax.parallel.compilation import clock
 from e2h_jax.sampling.exchange import Log
 from e2h_jax.sampling.kernel import BLOCK, BLOCKS, Kernel
 
@@ -70,7 +70,7 @@ def draw(
     """Draws every requested sample; yields dispatch by dispatch.
 
     Args:
-      kernel: compiled for the lengths of all prompts.
+      kernel: that has foreseen the lengths of all prompts.
       requests: no problem twice.
       stop: given a row's tokens so far, how many of them to keep if the row is over, else None. Asked between dispatches.
     """
@@ -97,20 +97,20 @@ class _Draw:
     def rounds(self) -> Iterator[Round]:
         ready: Round | None = None
         while True:
-            began = time.perf_counter()
+            began = clock()
             if self._load_prompts():
                 self.kernel.wait()
-            loaded = time.perf_counter()
+            loaded = clock()
             queued = self._fill_queue()
             if not self.active.any() and not self.work.queue_length.any():
                 break
             log = self.kernel.decode(self.work, blocks=self._blocks(), oldest=int(self.row_age[self.active].max(initial=0)))
             if ready is not None:
                 yield ready  # the caller works on it while the device computes
-            waiting = time.perf_counter()
+            waiting = clock()
             log = Log(*map(np.asarray, jax.device_get(log)))
             drawn = self._read(log, queued)
-            decode_seconds = time.perf_counter() - waiting
+            decode_seconds = clock() - waiting
             ready = Round(drawn, int(log.steps), int(log.count.sum()), self.kernel.columns, loaded - began, decode_seconds)
         if ready is not None:
             yield ready

@@ -5,7 +5,6 @@ Same seed and data, same parameters, bit for bit, also when the run is killed an
 
 import functools
 import hashlib
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +24,7 @@ from e2h_jax.data.storage import check_same
 from e2h_jax.errors import UserError
 from e2h_jax.metrics import MetricsWriter
 from e2h_jax.parallel.checks import check_hosts
+from e2h_jax.parallel.compilation import clock
 from e2h_jax.parallel.programs import Program, Unit
 from e2h_jax.parallel.rules import axis_size, batch_sharding, constrain, state_shardings
 from e2h_jax.parallel.shapes import is_abstract, made
@@ -154,7 +154,7 @@ def train(
         writer = MetricsWriter(workdir, resume_step=start, enabled=jax.process_index() == 0)
         bar = tqdm(total=steps, initial=start, unit="step", desc=workdir.name, disable=jax.process_index() > 0)
         last: dict[str, float] = writer.last
-        tokens, began = [0], time.perf_counter()  # their sum is the number of tokens trained on; the last are on the device
+        tokens, began = [0], clock()  # their sum is the number of tokens trained on; the last are on the device
         pending, finite = None, FiniteCheck(workdir)  # metrics are read one step late, so the device never waits for the host
         with writer, bar:
             for step in range(start + 1, steps + 1):
@@ -189,7 +189,7 @@ def _log(writer: MetricsWriter, bar: tqdm, step: int, metrics: Batch, tokens: li
     """Logs a step that has ended; `tokens`: counts of all steps so far; they are summed in place."""
     values = {name: float(np.asarray(value)) for name, value in metrics.items() if name != "tokens"}
     tokens[:] = [sum(map(int, tokens))]
-    values["tokens_per_second"] = rate = tokens[0] / (time.perf_counter() - began)
+    values["tokens_per_second"] = rate = tokens[0] / (clock() - began)
     writer.write(step, values)
     bar.set_postfix_str(f"loss {values['loss']:.4f}, {rate:,.0f} tokens/s")
     return values

@@ -48,7 +48,7 @@ def greedy(name, shape, imported, expected):
     mesh, graph, config, params = load(imported(name), shape)
     settings = Settings(hub_models.NEW, (config.vocab_size,), temperature=0.0)
     kernel = Kernel(graph, config, params, mesh, groups=8, rows=1, seed=0, settings=settings, prompt_bucket=208)
-    kernel.compile([208])
+    kernel.foresee([208])
     prompt = hub_models.prompt(name)
     requests = [Request(str(length), prompt[:length], [0]) for length in (200, 7, 120, 1)]
     drawn = {sample.problem_id: sample.tokens for round_ in draw(kernel, requests) for sample in round_.drawn}

@@ -178,7 +178,7 @@ def sampled(folder, scheme, mesh, tokens):
     graph, config, params = store.load(folder, mesh, "policy", quantize=scheme)
     settings = Settings(24, (2,), 0.0)
     kernel = Kernel(graph, config, params, mesh, groups=8, rows=1, seed=1, settings=settings, prompt_bucket=64)
-    kernel.compile(map(len, tokens))
+    kernel.foresee(map(len, tokens))
     requests = [Request(str(i), ids, [0]) for i, ids in enumerate(tokens)]
     return {d.problem_id: d for round_ in draw(kernel, requests, None) for d in round_.drawn}, kernel
 

@@ -1,13 +1,10 @@
 """Meshes that fit, and one sentence for those that do not."""
 
-from types import SimpleNamespace
-
 import jax
 import pytest
 from jax.sharding import AxisType
 
 from e2h_jax.errors import UserError
-from e2h_jax.parallel import mesh as meshes
 from e2h_jax.parallel.mesh import make_mesh
 
 
@@ -53,17 +50,3 @@ def test_shapes_that_do_not_fit(shape, sentence):
     with pytest.raises(UserError, match=sentence) as error:
         make_mesh(shape)
     assert "\n" not in str(error.value)
-
-
-def test_programs_are_kept_for_accelerators_alone(monkeypatch, tmp_path):
-    changed = []
-    monkeypatch.setattr(meshes, "_programs", None)
-    config = SimpleNamespace(jax_compilation_cache_dir=None, update=lambda *change: changed.append(change))
-    monkeypatch.setattr(jax, "config", config)
-    meshes._use_kept_programs("tpu")
-    meshes.keep_programs(tmp_path / "first")
-    meshes.keep_programs(tmp_path / "second")
-    meshes._use_kept_programs("cpu")
-    assert not changed
-    meshes._use_kept_programs("tpu")
-    assert changed == [("jax_compilation_cache_dir", str(tmp_path / "first"))]

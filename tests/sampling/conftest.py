@@ -76,7 +76,7 @@ class Policy:
     def draw(self, requests: Sequence[Request], groups: int, rows: int, stop=None, **settings) -> dict[tuple[str, int], Drawn]:
         """Draws everything that is requested; nothing comes twice."""
         kernel = self.kernel(groups, rows, **settings)
-        kernel.compile(len(request.tokens) for request in requests)
+        kernel.foresee(len(request.tokens) for request in requests)
         drawn = [d for round_ in draw(kernel, requests, stop) for d in round_.drawn]
         found = {(d.problem_id, d.sample): d for d in drawn}
         assert len(found) == len(drawn)

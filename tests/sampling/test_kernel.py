@@ -10,7 +10,7 @@ from e2h_jax.models import store
 from e2h_jax.models.llama import LlamaConfig
 from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.sampling.choose import Settings
-from e2h_jax.sampling.kernel import Kernel
+from e2h_jax.sampling.kernel import Kernel, suffix_sizes
 from e2h_jax.sampling.scheduler import Request
 
 VOCABULARY = 36
@@ -106,9 +106,17 @@ def test_a_program_that_was_not_compiled_is_an_error(policy):
         kernel.prefill(0, np.zeros((1, 256), np.int32), np.ones(1, np.int32), np.zeros(6, bool))
 
 
+def test_few_rows_have_few_chunks():
+    assert suffix_sizes(1024, 8) == [64, 64, 64, 64, 256, 512]
+    assert suffix_sizes(1024, 3) == [128, 128, 128, 128, 512]
+    assert suffix_sizes(1024, 1) == [512, 512]
+    assert suffix_sizes(21, 1) == [24]
+
+
 def test_no_program_sorts_the_vocabulary(policy, tools):
     kernel = policy.kernel(6, 8, **RESTRICTED)
-    kernel.compile(LENGTHS)
+    kernel.foresee(LENGTHS)
+    kernel.compile()
     texts = [program.as_text() for program in kernel.programs.values()]
     assert any("TopK" in text for text in texts)
     assert not any(tools.sorts(text, VOCABULARY) for text in texts)
@@ -148,7 +156,8 @@ def test_caches_grow_in_place_and_prompts_are_kept_once(shape):
     graph, params = store.create("policy", config, mesh, seed=3)
     settings = Settings(128, (2,))
     kernel = Kernel(graph, config, params, mesh, groups=8, rows=rows, seed=1, settings=settings, prompt_bucket=512)
-    kernel.compile([512])
+    kernel.foresee([512])
+    kernel.compile()
     column = 3 * 2 * 2 * 16 * 4  # layers, keys and values, heads, head size, bytes
     prefill = kernel.programs["prefill", 512].memory_analysis()
     # A place of 8 groups holds 512 columns each, whatever the number of rows; and the logits of both places' next tokens.

@@ -79,29 +79,52 @@ def agree(found, reference):
         np.testing.assert_allclose(drawn.logprobs, np.frombuffer(logprobs, np.float32), atol=1e-4)
 
 
-def test_nothing_compiles_after_warm_up_and_a_prompt_is_prefilled_once(policy, tools, monkeypatch):
-    events = []
+@pytest.fixture
+def compiled():
+    """The names of functions as they are compiled."""
+    names = []
 
-    def listen(name, seconds, **_):
-        if name == "/jax/core/compile/backend_compile_duration":
-            events.append(name)
+    def listen(event, seconds, fun_name="", **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(fun_name)
 
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_programs_are_compiled_when_they_are_needed_and_once(policy, tools, compiled):
+    kernel = policy.kernel(4, 4, max_new_tokens=100, seed=77)
+    kernel.foresee(LENGTHS)
+    there = lambda: {key for key, program in kernel.programs.items() if program is not None}  # noqa: E731
+    assert not there() and ("decode", 2, 2) in kernel.programs
+    short = [request._replace(samples=range(1)) for request in tools.prompts_of((3, 11))]
+    rounds = draw(kernel, short)
+    next(rounds)
+    assert there() == {("suffix", 64), ("prefill", 16), ("decode", 1, 1)}
+    for _ in range(3):
+        assert sum(len(round_.drawn) for round_ in draw(kernel, tools.prompts_of(LENGTHS))) == 8 * len(LENGTHS)
+    assert there() >= {("prefill", 16), ("prefill", 32), ("decode", 2, 1), ("decode", 2, 2)}
+    count = lambda function: sum(function in name for name in compiled)  # noqa: E731
+    assert count("_decode") == sum(key[0] == "decode" for key in there())
+    assert count("_prefill") == 2 and count("_chunk") == 3  # two of prompts
+
+
+def test_nothing_compiles_after_warm_up_and_a_prompt_is_prefilled_once(policy, tools, monkeypatch, compiled):
     requests = tools.prompts_of(LENGTHS)
     kernel = policy.kernel(4, 4, max_new_tokens=100)
-    kernel.compile(len(request.tokens) for request in requests)
+    kernel.foresee(len(request.tokens) for request in requests)
+    kernel.compile()
+    compiled.clear()
     prefilled, prefill = [], kernel.prefill
     monkeypatch.setattr(kernel, "prefill", lambda *args: prefilled.append(args[1:]) or prefill(*args))
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        for first in (0, 1, 5):
-            rounds = list(draw(kernel, requests[first:]))
-            assert sum(len(round_.drawn) for round_ in rounds) == 8 * len(requests[first:])
-        assert {round_.columns[1] for round_ in rounds} == {64 + BLOCK, 128 + BLOCK}  # the suffix grew on its way
-        assert events == []
-        jax.jit(lambda x: x + len(events))(1.0)
-        assert events  # the listener does hear compilations
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
+    for first in (0, 1, 5):
+        rounds = list(draw(kernel, requests[first:]))
+        assert sum(len(round_.drawn) for round_ in rounds) == 8 * len(requests[first:])
+    assert {round_.columns[1] for round_ in rounds} == {64 + BLOCK, 128 + BLOCK}  # the suffix grew on its way
+    assert compiled == []
+    jax.jit(lambda x: x + len(compiled))(1.0)
+    assert compiled  # the listener does hear compilations
     first = [tuple(ids[0, : lengths[0]].tolist()) for ids, lengths, _ in prefilled[: len(requests)]]
     assert sorted(first) == sorted(tuple(request.tokens.tolist()) for request in requests)
 
@@ -110,7 +133,7 @@ def test_slots_are_refilled_and_nothing_waits_for_the_longest_row(policy, tools)
     """64 samples of each prompt over 16 slots: hardly a computed token is lost, where waiting for the longest loses half."""
     requests = tools.prompts_of((12, 9, 16, 5, 7, 11), samples=range(64))
     kernel = policy.kernel(1, 16, max_new_tokens=128)
-    kernel.compile([16])
+    kernel.foresee([16])
     rounds = list(draw(kernel, requests))
     lengths = {(d.problem_id, d.sample): len(d.tokens) for round_ in rounds for d in round_.drawn}
     kept = sum(lengths.values())
@@ -123,7 +146,7 @@ def test_slots_are_refilled_and_nothing_waits_for_the_longest_row(policy, tools)
 def test_idle_groups_take_over_samples_of_the_busiest(policy, tools):
     request = tools.prompts_of([10], samples=range(64))
     kernel = policy.kernel(4, 4)
-    kernel.compile([10])
+    kernel.foresee([10])
     drawn = [d for round_ in draw(kernel, request) for d in round_.drawn]
     assert {d.group for d in drawn} == {0, 1, 2, 3} and len(drawn) == 64
 

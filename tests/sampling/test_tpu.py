@@ -39,7 +39,8 @@ def kernel() -> Kernel:
         settings = Settings(128, (2,), top_p=0.9)
         rows = {"groups": GROUPS, "rows": ROWS, "prompt_bucket": 128}
         kernel = Kernel(graph, config, params, mesh, **rows, seed=0, settings=settings)
-        kernel.compile([128])
+        kernel.foresee([128])
+        kernel.compile()
     return kernel
 
 

@@ -50,7 +50,7 @@ METRICS = {
         "Sampler against trainer",
         "Largest difference between the log-probabilities of sampler and trainer.",
     ),
-    "tokens_per_second": ("Tokens per second", "Since the run began, padding left out, compilation included."),
+    "tokens_per_second": ("Tokens per second", "Since the run began, padding and compilation left out."),
 }
 
 _KINDS = {
