@@ -101,7 +101,7 @@ class Policy:
         self.template = policy_template(asked.template or own, folder, self.tokenizer, tell=True, field="--template")
         mesh = make_mesh(self.config.mesh)
         self.config.rows = asked.samples * mesh.devices.size
-        graph, config, params = store.load(folder, mesh, "policy", dtype=config.dtype, param_dtype=config.dtype)
+        graph, config, params = store.load_frozen(folder, mesh, "policy", store.compute_dtype(folder, mesh))
         self._ends = end_ids(self.tokenizer, self.template)
         self._kernel = sample.make_kernel(self.config, graph, config, params, mesh, self._ends, 0)
         self._stop = sample.stop_texts(self.tokenizer, self.template)
@@ -160,7 +160,7 @@ class Judge:
         self._tokenizer, self._longest = load_tokenizer(folder), config.max_length
         mesh = make_mesh((1, -1, 1))
         self._shards = axis_size(mesh, "batch")
-        graph, _, params = store.load(folder, mesh, "reward", dtype=config.dtype, param_dtype=config.dtype)
+        graph, _, params = store.load_frozen(folder, mesh, "reward", store.compute_dtype(folder, mesh))
         self._scorer = Scorer(graph, params, mesh)
 
     def scores(self, question: str, texts: Sequence[str]) -> list[list[float] | None]:

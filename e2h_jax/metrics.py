@@ -7,6 +7,9 @@ import contextlib
 import json
 import math
 import os
+import re
+import resource
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -170,6 +173,20 @@ class Seconds:
         name = f"seconds/{phase}"
         self.latest[name], self._since = now - self._since, now
         self.total[name] = self.total.get(name, 0.0) + self.latest[name]
+
+
+def begin_peak() -> None:
+    """Lets this process's peak of memory begin anew, where the system can."""
+    with contextlib.suppress(OSError):  # not on Linux
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> float:
+    """Bytes of main memory that this process has had at most since `begin_peak`."""
+    with contextlib.suppress(OSError, ValueError):
+        (line,) = re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        return 1024 * int(line)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _json_number(value: float) -> float | str:

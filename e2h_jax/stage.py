@@ -7,6 +7,7 @@ Around `run`, `execute` keeps these files in the stage's folder:
                    the folder before; `taken_up`: the config as a later version has it
     done.json      what came of it: summary, seconds and outputs; there only when the stage has finished
     seconds.json   seconds of earlier, interrupted runs (a run ended by kill -9 is not counted)
+    chosen.json    what the stage chose for the machine it began on ("" or 0 in its config), and keeps when it is resumed
     metrics.jsonl  of a stage that logs nothing while it runs, the numbers of its summary; tensorboard/ the same
     wandb/         what Weights & Biases keeps, if asked for
     .compiled/     programs compiled for accelerators (in a recipe, for all of its stages): only time is lost with it; for CPUs
@@ -43,12 +44,12 @@ from ml_collections import ConfigDict
 from e2h_jax.config import check_fields, differences, fingerprint, plain, substitute
 from e2h_jax.data.storage import write_json
 from e2h_jax.errors import UserError, nearest
-from e2h_jax.metrics import wandb_run, write_summary
+from e2h_jax.metrics import begin_peak, peak_memory, wandb_run, write_summary
 from e2h_jax.parallel import hosts
 
 OWN_FILES = {"config.json", "done.json", "seconds.json", "wandb", ".lock", ".compiled", ".examples"}
 # Of a finished stage, what may be deleted: nothing reads it any more.
-SPARE = re.compile(r"checkpoints(-damaged)?|tensorboard|metrics\.jsonl|inputs\.json|data\.json|nan|round-\d+|\..*")
+SPARE = re.compile(r"checkpoints(-damaged)?|tensorboard|metrics\.jsonl|inputs\.json|data\.json|chosen\.json|nan|round-\d+|\..*")
 ONE_HOST = {"prepare", "convert", "labels", "evaluate"}  # stages without a mesh: of several hosts the first one does it all
 
 STAGES = {
@@ -136,6 +137,7 @@ def execute(
             record = _take_up(folder, asked, plain(config))
         earlier = 0.0 if stage == "recipe" else (read_json(folder / "seconds.json") or {"seconds": 0.0})["seconds"]
         began = time.perf_counter()
+        begin_peak()
         try:
             metrics = {}
             logged = first and stage != "recipe"  # a recipe's stages are, each on its own
@@ -157,12 +159,24 @@ def execute(
         if first:
             seconds = round(earlier + time.perf_counter() - began, 3)
             outcome = {"run": uuid.uuid4().hex, "seconds": seconds, "metrics": metrics}
-            # A stage that found all its work done has changed nothing; what it found is its own.
-            outcome |= {} if stage == "recipe" else {"outputs": _outputs(folder, _beside(folder, record)) or _outputs(folder)}
+            if stage != "recipe":  # its stages have begun their own peaks
+                # A stage that found all its work done has changed nothing; what it found is its own.
+                outputs = _outputs(folder, _beside(folder, record)) or _outputs(folder)
+                outcome |= _peaks(module) | {"outputs": outputs}
             write_json(folder / "done.json", identity | outcome)
             (folder / "seconds.json").unlink(missing_ok=True)
         hosts.wait(f"{folder} done")  # nor may another host take up the next stage before
     return metrics
+
+
+def _peaks(module: ModuleType) -> dict[str, float]:
+    """GiB of memory that the stage has had at most."""
+    peaks: dict[str, float | None] = {"peak_memory_gib": peak_memory()}
+    if hasattr(module, "programs"):  # it has devices
+        from e2h_jax.parallel import devices
+
+        peaks["peak_device_memory_gib"] = devices.peak_memory()
+    return {name: round(value / 2**30, 3) for name, value in peaks.items() if value is not None}
 
 
 def check_folder(stage: str, config: ConfigDict, workdir: str | Path) -> None:

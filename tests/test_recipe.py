@@ -263,7 +263,7 @@ QUICKSTART = {
     "greedy.dtype=int4": "config.greedy.dtype='int4' must be",
     "score_prm.read_at=somewhere": "config.score_prm.read_at='somewhere' is unknown",
     "rest_em.choose=some": "config.rest_em.choose='some' must be seed or score",
-    "rest_em.train.microbatches=0": "config.rest_em.train.microbatches=0 must be at least 1",
+    "rest_em.train.microbatches=-1": "config.rest_em.train.microbatches=-1 must be at least 0",
     "dpo.beta=0": "config.dpo.beta=0.0 must be above 0",
     "dpo.validation.every=0": "config.dpo.validation.every must be at least 1",
     "ppo.gamma=2": "config.ppo.gamma=2.0 and config.ppo.lam=",

@@ -61,6 +61,7 @@ def test_a_refused_start_leaves_the_folder_as_it_was(refusing, toy):
         refusing(steps=9)
     assert refusing(steps=5) == {"steps": 5}
     done = json.loads((toy / "out" / "done.json").read_text())
+    assert 0.02 < done["peak_memory_gib"] < 100 and "peak_device_memory_gib" not in done
     assert done["outputs"] == {"out.jsonl": 1, "shard.jsonl": 0, "tokenizer": 0}
     with pytest.raises(UserError, match=r"holds a run with another config \(steps: 5 -> 9\)"):
         refusing(steps=9)

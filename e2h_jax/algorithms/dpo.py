@@ -258,7 +258,7 @@ def _reference(
 
 def _reference_rows(train_config: ml_collections.ConfigDict, mesh: Mesh) -> int:
     shards = axis_size(mesh, "batch")
-    return max(1, train_config.batch_size // train_config.microbatches // shards) * shards
+    return max(1, train_config.batch_size // max(1, train_config.microbatches) // shards) * shards
 
 
 def train(

@@ -390,7 +390,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     if config.value_warmup >= config.steps:
         raise UserError(f"config.value_warmup={config.value_warmup} leaves the policy none of config.steps={config.steps}")
     with naming("config.sample."):
-        sample.check(config.sample)
+        sample.check(config.sample, least_rows=1)  # what memory is left is for the models that learn
     if config.sample.temperature == 0:
         raise UserError("config.sample.temperature=0 explores nothing; reinforcement learning needs it above 0")
     if config.minibatches > rollouts:

@@ -35,7 +35,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.choose = "seed"  # which, if there are more: seed = any | score = those the reward model scores highest
     config.demonstrations = ""  # problem records with solutions that are trained on too; "" = none
     config.train = rounds.without(
-        sft.defaults(), "seed", "mesh", "init", "preset", "tokenizer", "data", "levels", "template", "lora.merge"
+        sft.defaults(), "seed", "mesh", "init", "preset", "tokenizer", "data", "levels", "limit", "template", "lora.merge"
     )
     config.sample.samples = 32  # per problem
     config.sample.temperature = 1.0
@@ -79,7 +79,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
 def _training(config: ml_collections.ConfigDict, base: str, seed: int, data: str) -> ml_collections.ConfigDict:
     """The M-step's config of the `sft` stage."""
     filled = {"seed": seed, "mesh": config.mesh, "init": base, "preset": "", "tokenizer": "", "data": data}
-    train = complete(config.train, **filled, levels=(), template=config.template)
+    train = complete(config.train, **filled, levels=(), limit=0, template=config.template)
     train.lora.merge = True  # the next round samples from it
     return train
 

@@ -45,6 +45,8 @@ def defaults() -> ml_collections.ConfigDict:
     config.position_gap = 0
     config.lm_loss = 0.0  # coefficient of the auxiliary language-model loss (0 = off)
     config.lm_wrong = 0.0  # weight in that loss of steps labelled wrong (below one half), against 1 of all others
+    config.limit = 0  # train on the first so many records of these levels; 0 = all
+    config.dtype = ""  # compute dtype: float32 | bfloat16; "" = float32 on CPUs, the model's own on accelerators
     config.too_long = "drop"  # examples longer than `length`: drop (and count) | error
     config.lora = lora.defaults()
     return config.lock()
@@ -57,7 +59,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     mesh = make_mesh(config.mesh)
     tokenizer = load_tokenizer(config.init)
     template = policy_template(config.template, config.init, tokenizer, tell=jax.process_index() == 0)
-    graph, model_config, params, frozen = lora.load(config, mesh, "reward")
+    dtype = loop.begun_dtype(workdir, config, Path(config.init), mesh)
+    graph, model_config, params, frozen = lora.load(config, mesh, "reward", dtype=dtype)
     if config.lm_loss and not (model_config.lm_head or model_config.tie_embeddings):
         raise UserError(f"config.lm_loss: {config.init} has no language-model head; set it to 0")
 
@@ -105,7 +108,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         raise UserError("config.init is empty; name the model/ folder of a finished stage")
     lora.check(config)
     loop.check(config, make_mesh(config.mesh))
-    loop.fit_length([], config.length, config.too_long, 0)
+    loop.check_data(config)
     if config.label_tokens not in ("all", "end"):
         raise UserError(f"config.label_tokens={config.label_tokens!r} must be all or end")
     if config.lm_loss < 0:
@@ -121,7 +124,9 @@ def check_values(config: ml_collections.ConfigDict) -> None:
 def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) -> Iterator[Program]:
     """The programs that `run` compiles, see parallel/programs.py."""
     lora.check(config)
-    graph, _, params, frozen = lora.load(config, mesh, "reward", assumed.model(config.init))
+    described = assumed.model(config.init)
+    dtype = config.dtype or store.compute_dtype(described, mesh)
+    graph, _, params, frozen = lora.load(config, mesh, "reward", described, dtype)
     example = step_label_example(BLANK, 0, [], config.label_tokens)
     yield from loop.programs(config, mesh, params, make_loss(graph, config.lm_loss), example, assumed.steps, frozen)
 

@@ -108,6 +108,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     with naming("config.train.", outside=("mesh", "init")):
         loop.check(config.train, mesh)
         loop.fit_length([], config.train.length, config.train.too_long, 0)
+        store.check(config.train.get("dtype", ""), "")
         lora.check(complete(config.train, init=config.init))
 
 

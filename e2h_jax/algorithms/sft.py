@@ -5,6 +5,7 @@ there), tokenises prompt and solution in the project's text format, packs them i
 rows and trains with AdamW. Writes `model/`, ready for `sample` or for the next stage's `init`.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,8 @@ def defaults() -> ml_collections.ConfigDict:
     config.levels = ()  # train on these levels only; () = all
     config.template = "e2h"  # text format, see data/templates.py; chat = the one that the model's model.json records
     config.train_on_prompt = False  # True: the question's tokens are targets too (pre-training)
+    config.limit = 0  # train on the first so many records of these levels; 0 = all
+    config.dtype = ""  # compute dtype: float32 | bfloat16; "" = float32 on CPUs, the model's own on accelerators
     config.too_long = "drop"  # examples longer than `length`: drop (and count) | error
     config.lora = lora.defaults()
     return config.lock()
@@ -55,14 +58,17 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     if config.init:
         tokenizer = load_tokenizer(config.init)
         template = policy_template(config.template, config.init, tokenizer, tell=jax.process_index() == 0)
-        graph, model_config, params, frozen = lora.load(config, mesh, "policy")
+        dtype = loop.begun_dtype(workdir, config, Path(config.init), mesh)
+        graph, model_config, params, frozen = lora.load(config, mesh, "policy", dtype=dtype)
     else:
         tokenizer = load_tokenizer(config.tokenizer)
         template = get_template(config.template, config.tokenizer, tokenizer)
         largest = max(tokenizer.get_vocab().values())
         model_config = _fresh(config, largest + 1)
         store.check_ids(largest, model_config, config.tokenizer)
-        (graph, params), frozen = store.create("policy", model_config, mesh, config.seed), None
+        dtype = loop.begun_dtype(workdir, config, store.Described("policy", model_config), mesh)
+        computing = dataclasses.replace(model_config, dtype=dtype)
+        (graph, params), frozen = store.create("policy", computing, mesh, config.seed), None
 
     # The data: one example per solution, EOS at its end.
     def make(problems, _):
@@ -94,7 +100,9 @@ def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) ->
     """The programs that `run` compiles, see parallel/programs.py."""
     lora.check(config)
     fresh = store.Described("policy", _fresh(config, assumed.vocabulary)) if not config.init else None
-    graph, _, params, frozen = lora.load(config, mesh, "policy", fresh or assumed.model(config.init))
+    described = fresh or assumed.model(config.init)
+    dtype = config.dtype or store.compute_dtype(described, mesh)
+    graph, _, params, frozen = lora.load(config, mesh, "policy", described, dtype)
     example = language_model_example(BLANK, config.train_on_prompt)
     yield from loop.programs(config, mesh, params, make_loss(graph), example, assumed.steps, frozen)
 
@@ -103,7 +111,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     """Raises UserError for values that make no sense, before any file is read: a recipe asks all its stages first."""
     lora.check(config)
     loop.check(config, make_mesh(config.mesh))
-    loop.fit_length([], config.length, config.too_long, 0)
+    loop.check_data(config)
     if not config.init:
         get_preset(config.preset)  # raises
 

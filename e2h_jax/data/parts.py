@@ -62,6 +62,11 @@ class Examples(Sequence[Example]):
         where = slice(start, start + self.records["length"][record])
         return {name: array[where] for name, array in self._parts[record % len(self._parts)].fields.items()}
 
+    def first(self, count: int, levels: Sequence[int]) -> "Examples":
+        """Those of the first `count` records of these levels (() = of all)."""
+        allowed = np.isin(self.records["level"], levels) if levels else np.ones(len(self.records), bool)
+        return self.where(np.isin(self._chosen, np.flatnonzero(allowed)[:count]))
+
     def where(self, mask: np.ndarray) -> "Examples":
         """Those for which the mask, bool [len], is true."""
         return Examples(self._parts, self._chosen[mask])

@@ -6,6 +6,7 @@ checkpoints are of their size, and the base may be bfloat16 or int8. `remove` gi
 reference policy of DPO and PPO.
 """
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -66,20 +67,28 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def load(
-    config: ml_collections.ConfigDict, mesh: Mesh, kind: str, folder: Path | store.Described | None = None
+    config: ml_collections.ConfigDict,
+    mesh: Mesh,
+    kind: str,
+    folder: Path | store.Described | None = None,
+    dtype: str = "",
 ) -> tuple[nnx.GraphDef, LlamaConfig, nnx.State, nnx.State | None]:
     """Loads `folder` (default: `config.init`) for training as `config.lora` and `config.remat` say.
+
+    `dtype`: what it computes in while it is trained; "" = its own, which its shape names whatever this says.
 
     Returns:
       the graph, its shape, the parameters to train, and the frozen ones (None without LoRA); `nnx.merge_state` makes one
       state of both.
     """
     folder, lora = folder or Path(config.init), config.lora
-    changes = {"remat": config.remat} if config.remat else {}
+    own = store.load_config(folder)[1].dtype
+    changes = {"dtype": dtype or own} | ({"remat": config.remat} if config.remat else {})
+    kept = {"param_dtype": dtype or own, "quantize": lora.quantize} if lora.rank else {}
+    graph, model_config, params = store.load(folder, mesh, kind, **kept, **changes)
+    model_config = dataclasses.replace(model_config, dtype=own)
     if not lora.rank:
-        return *store.load(folder, mesh, kind, **changes), None
-    dtype = store.load_config(folder)[1].dtype
-    graph, model_config, params = store.load(folder, mesh, kind, param_dtype=dtype, quantize=lora.quantize, **changes)
+        return graph, model_config, params, None
     graph, params = add(graph, params, mesh, lora.targets, lora.rank, lora.alpha, config.seed)
     return graph, model_config, *split(params)
 

@@ -20,6 +20,7 @@ from e2h_jax.models.llama import REMAT_POLICIES, Llama, LlamaConfig
 from e2h_jax.models.projection import PRODUCTS, stacked_input_axes
 from e2h_jax.models.rotary import RopeScaling
 from e2h_jax.parallel.checks import check_model
+from e2h_jax.parallel.chosen import begun_with
 from e2h_jax.parallel.rules import partition_spec, state_shardings
 from e2h_jax.parallel.shapes import placed
 
@@ -191,6 +192,22 @@ def load_frozen(
     return load(folder, mesh, kind, dtype=dtype, param_dtype=dtype, quantize=quantize)
 
 
+def compute_dtype(folder: Path | Described, mesh: Mesh) -> str:
+    """What a stage has a model compute in unless its config says: its own dtype, and on CPUs float32, their fastest."""
+    return "float32" if mesh.devices.flat[0].platform == "cpu" else load_config(folder)[1].dtype
+
+
+def begun_dtype(workdir: Path, asked: str, folder: Path | Described, mesh: Mesh, resumed: bool) -> str:
+    """What the run in `workdir` computes in: `asked`, or by `compute_dtype` where it began, whatever it is resumed on.
+
+    `resumed`: something has come of it already. Where it has kept nothing else, that was in the model's own dtype.
+    """
+    if asked:
+        return asked
+    own = load_config(folder)[1].dtype
+    return begun_with(workdir, "dtype", lambda: own if resumed else compute_dtype(folder, mesh), own)
+
+
 def _describe(
     kind: str, config: LlamaConfig, mesh: Mesh, param_dtype: str, quantize: str
 ) -> tuple[nnx.GraphDef, LlamaConfig, nnx.State]:
@@ -229,7 +246,7 @@ def _is_matrix(param: nnx.Param) -> bool:
 
 
 def check(dtype: str, quantize: str) -> None:
-    """Raises UserError for a dtype ("" = the model's own) or a quantisation that is unknown."""
+    """Raises UserError for a dtype ("" = not said) or a quantisation that is unknown."""
     if dtype and dtype not in DTYPES:
         raise UserError(f"config.dtype={dtype!r} must be {' or '.join(DTYPES)}")
     quantization.check(quantize)

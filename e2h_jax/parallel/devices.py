@@ -1,6 +1,10 @@
 """What a chip can do at best: published peaks of accelerators, measured bandwidth of CPUs."""
 
+import contextlib
+import math
+import re
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -48,6 +52,37 @@ CHIPS = {
     "TPU v6 lite": Chip(31.24 * GIB, 400e9),
     "TPU7x": Chip(94.74 * GIB, 300e9),  # of one of the chip's two devices
 }
+
+
+def free_memory(device: jax.Device, *, described: bool = False) -> float:
+    """Bytes that arrays may still take on a device; on a CPU device its share of what the machine has left.
+
+    Of one that is only `described`, what a program may use. Infinite where nobody tells.
+    """
+    if device.platform == "cpu":
+        return machine_memory() / len(jax.local_devices(backend="cpu"))
+    if described:
+        return CHIPS[device.device_kind].memory if device.device_kind in CHIPS else math.inf
+    told = device.memory_stats() or {}
+    return told["bytes_limit"] - told["bytes_in_use"] if "bytes_limit" in told else math.inf
+
+
+def peak_memory() -> float | None:
+    """Bytes that the fullest of this process's devices has held at most; None where they do not tell."""
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+    return None if None in peaks else max(peaks)
+
+
+def machine_memory(folder: Path = Path("/")) -> float:
+    """Bytes that this process may still take: of the machine, and of its container. `folder`: where proc and sys are."""
+    free = [math.inf]
+    with contextlib.suppress(OSError, ValueError):
+        (line,) = re.findall(r"MemAvailable: +(\d+) kB", (folder / "proc/meminfo").read_text())
+        free.append(1024 * int(line))
+    with contextlib.suppress(OSError, ValueError):  # "max": there is no limit
+        group = folder / "sys/fs/cgroup"
+        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return min(free)
 
 
 def measured_bandwidth(device: jax.Device) -> float:

@@ -3,6 +3,7 @@
 What makes a stage's state and its programs takes either: of arrays it makes arrays, of shapes it makes shapes.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,11 @@ def placed(shapes: Any, shardings: Any) -> Any:
 def shapes(tree: Any) -> Any:
     """The shapes of a tree, each leaf an object of its own: what stands for two arrays must not be taken for one."""
     return placed(tree, jax.tree.map(lambda leaf: leaf.sharding, tree))
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes of a tree's arrays, or shapes, on one device."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def made(function: Callable, shardings: Any, *arguments: Any, abstract: bool | None = None) -> Any:

@@ -109,7 +109,7 @@ def _smaller(plan: Planned, topology: Topology) -> Iterator[Change]:
     """Less at a time: microbatches, and rows or tokens of a pass."""
     if (prefix := _TRAINING.get(plan.stage)) is not None and plan.stage != "ppo":
         name, batch = f"{prefix}microbatches", _get(plan, f"{prefix}batch_size")
-        parts = _get(plan, name)
+        parts = max(1, _get(plan, name))
         factors = (factor for factor in (2, 4, 8, 16, 32) if batch % (parts * factor) == 0)
         yield from (Change({name: parts * factor}, topology, 1 / factor) for factor in factors)
     halved = [f"{_SAMPLING[plan.stage]}rows"] if plan.stage in _SAMPLING else []

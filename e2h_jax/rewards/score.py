@@ -25,11 +25,18 @@ from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError, nearest
 from e2h_jax.metrics import MetricsWriter
 from e2h_jax.models import store
+from e2h_jax.models.llama import LlamaConfig
+from e2h_jax.parallel.chosen import begun_with
 from e2h_jax.parallel.compilation import clock
+from e2h_jax.parallel.devices import free_memory
 from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.parallel.programs import Assumed, Program, Unit
+from e2h_jax.parallel.progress import Estimate
 from e2h_jax.parallel.rules import axis_size
+from e2h_jax.parallel.shapes import device_bytes
 from e2h_jax.rewards.scoring import Scorer, batch_rows, plan
+
+SHARE = 0.6  # of the free memory that a forward pass may take, where memory decides how many tokens it has
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -46,12 +53,12 @@ def defaults() -> ml_collections.ConfigDict:
     # How the samples' answers are found, whose step is the last: template = as that template says | a rule (docs/grading.md) or
     # a regular expression, as in `labels` and `evaluate`.
     config.answer = "template"
-    config.tokens_per_batch = 16_384  # padded tokens of one forward pass, over all devices
+    config.tokens_per_batch = 16_384  # padded tokens of one forward pass, over all devices; 0 = 16,384 a shard if memory allows
     config.length_bucket = 64  # solutions are padded to a multiple of this; a program is compiled for each length
     config.too_long = "error"  # a solution longer than the model or `row_length`: error | zero (each of its steps scores 0)
     config.row_length = 0  # instead, pack solutions into rows of so many tokens: one program, hardly any padding; 0 = off
     config.mesh = (1, -1, 1)  # devices along (data, fsdp, tensor)
-    config.dtype = ""  # compute dtype; "" = the model's own
+    config.dtype = ""  # compute dtype: float32 | bfloat16; "" = float32 on CPUs, the model's own on accelerators
     config.quantize = ""  # int8 = weights in int8, half the memory of bfloat16 (docs/memory.md); "" = off
     return config.lock()
 
@@ -66,7 +73,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
             "(an evaluator of the Hub becomes one by `e2h convert --config.reward=…`)"
         )
     mesh = make_mesh(config.mesh)
-    graph, model_config, params = store.load_frozen(Path(config.model), mesh, "reward", config.dtype, config.quantize)
+    resumed = any(path.stat().st_size for path in workdir.glob("scored-*"))
+    dtype = store.begun_dtype(workdir, config.dtype, Path(config.model), mesh, resumed)
+    graph, model_config, params = store.load_frozen(Path(config.model), mesh, "reward", dtype, config.quantize)
     tokenizer, own = load_tokenizer(config.model), recorded_template(config.model) or get_template("e2h")
     template = get_template(config.template, config.model, tokenizer) if config.template else own
     own_read_at = store.load_reads(config.model).get("read_at", "separator_last")
@@ -110,10 +119,17 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         missing, total = {index for index, sample in enumerate(samples) if key(sample) not in writer.done}, len(samples)
         fitting = _fitting(config, samples, encoded, model_config.max_length)
         judged = [encoded[index] for index in fitting]
+        tokens_per_batch = config.tokens_per_batch
+        if not tokens_per_batch:
+            longest = _row_length(config, max((len(solution.tokens) for solution in judged), default=1))
+            free = free_memory(mesh.local_devices[0])
+            tokens_per_batch = begun_with(
+                workdir, "tokens_per_batch", lambda: tokens_that_fit(model_config, mesh, longest, free)
+            )
         batches = plan(
             judged,
             granularity=config.length_bucket,
-            tokens_per_batch=config.tokens_per_batch,
+            tokens_per_batch=tokens_per_batch,
             shards=axis_size(mesh, "batch"),
             row_length=config.row_length,
         )
@@ -128,14 +144,19 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
             MetricsWriter(workdir, resume_step=total - len(missing), enabled=first) as metrics,
             tqdm(total=total, initial=total - len(missing), unit="solution", desc=workdir.name, disable=not first) as bar,
         ):
-            found = scorer.score(judged, batches, read_at)
-            for scores in chain([unread], ({fitting[i]: values for i, values in one.items()} for one in found)):
+            estimate, found = Estimate(bar), scorer.score(judged, batches, read_at)
+            found = ({fitting[index]: values for index, values in one.items()} for one in found)
+            for number, scores in enumerate(chain([unread], found)):
                 scores = {index: values for index, values in scores.items() if index in missing}
                 mine = {i: values for i, values in scores.items() if i % process["process_count"] == process["process_index"]}
                 # Of a solution that goes on from within its answer, the answer's score is all there is.
                 own = {i: values[begun[i] :] or values[-1:] for i, values in mine.items()}
                 writer.write(samples[index] | {"step_scores": values} for index, values in own.items())
                 scored += len(scores)
+                if number == 2:  # batches: one may have begun before it was waited for
+                    passed, two = clock() - began, batches[:2]
+                    left = passed * (sum(b.tokens.size for b in batches) / sum(b.tokens.size for b in two) - 1)
+                    estimate.tell(left, sum((b.segment_ids > 0).sum() for b in two) / passed)
                 bar.update(len(scores))
                 if done := scored - (len(missing) - len(computed)):  # of what is computed
                     rate = done / (clock() - began)
@@ -169,15 +190,36 @@ def _fitting(
     return fitting
 
 
+def _row_length(config: ml_collections.ConfigDict, longest: int) -> int:
+    """Tokens of the longest row, where the longest solution has so many."""
+    return config.row_length or -(-longest // config.length_bucket) * config.length_bucket
+
+
+def tokens_that_fit(model_config: LlamaConfig, mesh: Mesh, length: int, free: float) -> int:
+    """Padded tokens of a batch, over all devices, for whose forward pass there is memory; a shard has 16,384 at most.
+
+    `length` of the longest row, of which a shard has one at least; `free` bytes of a device beside the weights. Counted are ten
+    arrays of the width, three of the feed-forward width, and three of the scores of all pairs, which CPUs make; all float32.
+    """
+    c, shards = model_config, axis_size(mesh, "batch")
+    token = 4 * (10 * c.width + (3 * c.mlp_width + 3 * c.heads * length) / axis_size(mesh, "mlp"))
+    return int(max(length, min(16_384, SHARE * free / token))) * shards
+
+
 def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) -> Iterator[Program]:
     """The programs that `run` compiles, see parallel/programs.py: the one for the longest solution."""
     check(config)
     described = assumed.model(config.model)
-    graph, model_config, params = store.load_frozen(described, mesh, "reward", config.dtype, config.quantize)
+    dtype = config.dtype or store.compute_dtype(described, mesh)
+    graph, model_config, params = store.load_frozen(described, mesh, "reward", dtype, config.quantize)
     prompt = assumed.prompt(model_config.max_length - 1, f"a solution in {model_config.max_length} positions")
     longest = prompt + assumed.solution(min(1024, model_config.max_length - prompt))
-    length = config.row_length or -(-longest // config.length_bucket) * config.length_bucket
-    rows, unit = batch_rows(config.tokens_per_batch, length, axis_size(mesh, "batch")), Unit("1M scored tokens", 1e6)
+    length = _row_length(config, longest)
+    tokens_per_batch = config.tokens_per_batch
+    if not tokens_per_batch:
+        free = free_memory(mesh.devices.flat[0], described=True) - device_bytes(params)
+        tokens_per_batch = tokens_that_fit(model_config, mesh, length, free)
+    rows, unit = batch_rows(tokens_per_batch, length, axis_size(mesh, "batch")), Unit("1M scored tokens", 1e6)
     runs = unit.tokens / (rows * length)
     yield from Scorer(graph, params, mesh).programs(rows, length, {"parameters": params}, unit, runs)
 
@@ -194,7 +236,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
 def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     """Raises UserError for a batch in which a shard of the mesh has less than one row."""
     name, shards = "row_length" if config.row_length else "length_bucket", axis_size(mesh, "batch")
-    if config.tokens_per_batch < shards * config[name]:
+    if 0 < config.tokens_per_batch < shards * config[name]:
         raise UserError(
             f"config.tokens_per_batch={config.tokens_per_batch} is less than a row of config.{name}={config[name]} tokens on "
             f"each of the {shards} shards along (data, fsdp) of config.mesh={tuple(mesh.shape.values())}; raise it"
@@ -205,8 +247,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     """Raises UserError for settings that no reward model can be run with."""
     if config.read_at and config.read_at not in READ_AT:
         raise UserError(f"config.read_at={config.read_at!r} is unknown{nearest(config.read_at, READ_AT)}")
-    if min(config.tokens_per_batch, config.length_bucket) < 1 or config.row_length < 0:
-        raise UserError("config.tokens_per_batch and config.length_bucket must be at least 1, config.row_length at least 0")
+    if config.length_bucket < 1 or min(config.tokens_per_batch, config.row_length) < 0:
+        raise UserError("config.length_bucket must be at least 1, config.tokens_per_batch and config.row_length at least 0")
     if config.too_long not in ("error", "zero"):
         raise UserError(f"config.too_long={config.too_long!r} must be error or zero")
     store.check(config.dtype, config.quantize)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
@@ -29,20 +30,29 @@ from e2h_jax.data.tokenizer import decode_solution, end_ids, load_tokenizer
 from e2h_jax.errors import UserError
 from e2h_jax.metrics import MetricsWriter
 from e2h_jax.models import store
+from e2h_jax.models.cached_attention import chunk_sizes
 from e2h_jax.models.llama import LlamaConfig
 from e2h_jax.parallel import compilation
 from e2h_jax.parallel.checks import check_rows
+from e2h_jax.parallel.chosen import begun_with
 from e2h_jax.parallel.compilation import clock
+from e2h_jax.parallel.devices import free_memory
 from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.parallel.programs import Assumed, Program, Unit
+from e2h_jax.parallel.progress import Estimate, about
 from e2h_jax.parallel.rules import axis_size
+from e2h_jax.parallel.shapes import device_bytes
 from e2h_jax.sampling.choose import Settings
 from e2h_jax.sampling.grouping import grouping
-from e2h_jax.sampling.kernel import BLOCK, BLOCKS, Description, Kernel
+from e2h_jax.sampling.kernel import BLOCK, BLOCKS, Description, Kernel, suffix_sizes
 from e2h_jax.sampling.prompts import fitting, prompts_of, show_first
 from e2h_jax.sampling.roofline import Roofline
 from e2h_jax.sampling.scheduler import Drawn, Request, draw
 
+MOST_ROWS = 256  # of a shard, where memory decides: more hardly make a step better
+SHARE = 0.6  # of the free memory that caches and logits may take; the rest is for what a step and a prefill need meanwhile
+LOGITS = 6  # arrays [rows, V] while a token is chosen
+ENOUGH = 32  # samples that have ended, or seconds, until it is told how long all will take
 ASSUMED_END = (2,)  # the ids at which rows end, where there is no tokenizer yet; what they are changes no shape
 
 
@@ -62,11 +72,11 @@ def defaults() -> ml_collections.ConfigDict:
     config.min_p = 0.0  # tokens less likely than this share of the most likely one's probability are left out; 0 = off
     config.max_new_tokens = 1024
     config.too_long = "error"  # a prompt that leaves no room for `max_new_tokens`: error | drop its problem (and count)
-    config.rows = 256  # sequences decoded together, over all devices, at most; limits memory
+    config.rows = 256  # sequences decoded together, over all devices, at most; 0 = what memory allows, up to 256 a device
     config.rows_per_prompt = 0  # of them that share a prompt's cache; 0 = by the numbers of problems and `samples`
     config.prompt_bucket = 64  # prompts are padded to this times 1, 2, 4, 8, …
     config.mesh = (1, -1, 1)  # devices along (data, fsdp, tensor)
-    config.dtype = ""  # compute dtype; "" = the model's own
+    config.dtype = ""  # compute dtype: float32 | bfloat16; "" = float32 on CPUs, the model's own on accelerators
     config.quantize = ""  # int8 = weights in int8, half the memory of bfloat16 (docs/memory.md); "" = off
     return config.lock()
 
@@ -79,7 +89,9 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     store.load_config(config.model)  # raises where there is no model
     tokenizer, first = load_tokenizer(config.model), jax.process_index() == 0
     template = policy_template(config.template, config.model, tokenizer, tell=first)
-    graph, model_config, params = store.load_frozen(Path(config.model), mesh, "policy", config.dtype, config.quantize)
+    resumed = any(path.stat().st_size for path in workdir.glob("samples-*"))
+    dtype = store.begun_dtype(workdir, config.dtype, Path(config.model), mesh, resumed)
+    graph, model_config, params = store.load_frozen(Path(config.model), mesh, "policy", dtype, config.quantize)
     problems = select_levels(read_many(config.problems, "problem"), config.levels)
     problems = problems[: config.limit or None]
     prompts = prompts_of(tokenizer, problems, template)
@@ -101,6 +113,10 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         lengths = [len(request.tokens) for request in requests]
         ends = end_ids(tokenizer, template)
         longest = max(lengths, default=0)
+        if not config.rows:
+            free, needed = free_memory(mesh.local_devices[0]), len(problems) * config.samples
+            rows = begun_with(workdir, "rows", lambda: rows_that_fit(config, model_config, mesh, longest, free, needed))
+            config = ml_collections.ConfigDict(config.to_dict() | {"rows": rows})
         # Of all problems, not of those with missing samples: a resumed run must have the shapes of the whole one.
         kernel = make_kernel(config, graph, model_config, params, mesh, ends, longest, prompts=len(problems), taken=True)
         kernel.foresee(lengths)
@@ -109,13 +125,14 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
 
         total, mine = len(problems) * config.samples, kernel.groups_of(jax.process_index())
         missing = sum(len(request.samples) for request in requests)
-        sums = dict.fromkeys(("kept", "computed", "stopped", "prefill", "decode", "ideal", "busy"), 0.0)
+        sums = dict.fromkeys(("kept", "computed", "ended", "stopped", "prefill", "decode", "ideal", "busy"), 0.0)
         with (
             MetricsWriter(workdir, resume_step=total - missing, enabled=jax.process_index() == 0) as metrics,
             tqdm(
                 total=total, initial=total - missing, unit="sample", desc=workdir.name, disable=jax.process_index() > 0
             ) as bar,
         ):
+            estimate = Estimate(bar)
             for round_ in draw(kernel, requests, stop_texts(tokenizer, template)):
                 writer.write(_records([d for d in round_.drawn if d.group in mine], tokenizer, template, ends))
                 sums["kept"] += sum(len(drawn.tokens) for drawn in round_.drawn)
@@ -126,9 +143,15 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
                 sums["decode"] += round_.decode_seconds
                 sums["ideal"] += roofline.seconds(round_)
                 bar.update(len(round_.drawn))
-                rate = sums["kept"] / (clock() - began)
+                sums["ended"] += len(round_.drawn)
+                passed = clock() - began
+                left = seconds_left(sums["ended"], sums["busy"], missing, config.max_new_tokens, passed)
+                if sums["ended"] >= min(ENOUGH, missing / 4) or passed > ENOUGH:
+                    estimate.tell(left, sums["busy"] / passed)
+                rate = sums["kept"] / passed
                 busy = round_.busy_tokens / max(1, round_.steps * kernel.groups * kernel.rows)
-                bar.set_postfix_str(f"{rate:,.0f} tokens/s, {busy:.0%} of {kernel.groups * kernel.rows} rows busy")
+                rows = f"{busy:.0%} of {kernel.groups * kernel.rows} rows busy"
+                bar.set_postfix_str(f"{rate:,.0f} tokens/s, {about(left)} left, {rows}")
                 metrics.write(int(bar.n), {"tokens_per_second": rate, "rows_busy": busy})
     seconds = clock() - began
     return {
@@ -207,11 +230,39 @@ def make_kernel(
     )
 
 
+def seconds_left(ended: float, drawn: float, samples: int, most: int, passed: float) -> float:
+    """For the rest of so many samples, `ended` of which have ended when `drawn` tokens in all were drawn in `passed` seconds.
+
+    Samples that go on tell something, too: were one as likely to end at any token, a mean length of drawn / ended would be the
+    likeliest. None has more than `most` tokens.
+    """
+    mean = min(most, drawn / ended) if ended else most
+    return max(0.0, samples * mean - drawn) * passed / max(1.0, drawn)
+
+
+def rows_that_fit(
+    config: ml_collections.ConfigDict, model_config: LlamaConfig, mesh: Mesh, longest: int, free: float, needed: int
+) -> int:
+    """The rows, over all devices, whose caches and logits find room: at least one a shard, at most MOST_ROWS or the `needed`.
+
+    `free`: bytes of a device beside the weights; `longest`: tokens of the longest prompt.
+    """
+    c, shards, group = model_config, axis_size(mesh, "batch"), config.rows_per_prompt or min(16, -(-config.samples // 4))
+    column = 2 * c.layers * c.kv_heads * c.head_dim * jnp.dtype(c.dtype).itemsize  # keys and values
+    prompts = 2 * sum(chunk_sizes(config.prompt_bucket, longest)) * column + 2 * 4 * c.vocab_size  # of a group, logits too
+    row = (sum(suffix_sizes(config.max_new_tokens, MOST_ROWS)) + BLOCK) * column + LOGITS * 4 * c.vocab_size
+    fit = SHARE * free * axis_size(mesh, "kv_heads") / (row + prompts / group)  # of a shard
+    wanted = -(-needed // shards)
+    most = max(1, min(fit, MOST_ROWS, -(-wanted // group) * group))
+    return int(most // group * group or most) * shards
+
+
 def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) -> Iterator[Program]:
     """The programs that `run` compiles, see parallel/programs.py."""
     check(config)
     described = assumed.model(config.model)
-    graph, model_config, params = store.load_frozen(described, mesh, "policy", config.dtype, config.quantize)
+    dtype = config.dtype or store.compute_dtype(described, mesh)
+    graph, model_config, params = store.load_frozen(described, mesh, "policy", dtype, config.quantize)
     unit = Unit("1M sampled tokens", 1e6)
     positions = model_config.max_length
     drawing = describe(config, graph, model_config, params, mesh, assumed, positions, prompts=config.limit, taken=True)
@@ -264,6 +315,10 @@ def describe(
     """
     why = f"config.max_new_tokens={config.max_new_tokens} of {positions} positions"
     prompt = assumed.prompt(positions - config.max_new_tokens, why)
+    if not config.rows:
+        free = free_memory(mesh.devices.flat[0], described=True) - device_bytes(params)
+        rows = rows_that_fit(config, model_config, mesh, prompt, free, MOST_ROWS * mesh.devices.size)
+        config = ml_collections.ConfigDict(config.to_dict() | {"rows": rows})
     kernel = make_kernel(config, graph, model_config, params, mesh, ASSUMED_END, prompt, prompts=prompts, taken=taken)
     if beside is not None:
         kernel.adopt(beside)
@@ -282,10 +337,13 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     store.check(config.dtype, config.quantize)
 
 
-def check(config: ml_collections.ConfigDict) -> None:
+def check(config: ml_collections.ConfigDict, least_rows: int = 0) -> None:
     """Raises UserError for numbers that no sampler can work with."""
-    if min(config.samples, config.rows, config.max_new_tokens, config.prompt_bucket) < 1:
-        raise UserError("config.samples, config.rows, config.max_new_tokens and config.prompt_bucket must be at least 1")
+    if min(config.samples, config.max_new_tokens, config.prompt_bucket) < 1:
+        raise UserError("config.samples, config.max_new_tokens and config.prompt_bucket must be at least 1")
+    if config.rows < least_rows:
+        remedy = "" if least_rows else " (0 = as many as memory allows)"
+        raise UserError(f"config.rows must be at least {least_rows}{remedy}")
     if config.too_long not in ("error", "drop"):
         raise UserError(f"config.too_long={config.too_long!r} must be error or drop")
     if config.rows_per_prompt < 0:

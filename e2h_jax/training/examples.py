@@ -22,7 +22,7 @@ Make = Callable[[Sequence[dict], np.ndarray], Sequence[Example | None]]
 
 
 def read_examples(config: ml_collections.ConfigDict, workdir: Path, kind: Kind, make: Make) -> Examples:
-    """The examples of the records in `config.data` that are of `config.levels`, in their order.
+    """The examples of the first `config.limit` records in `config.data` that are of `config.levels`, in their order.
 
     One process keeps them in memory. Several put them into the folder, where a run resumed by any number of them finds them.
 
@@ -44,12 +44,13 @@ def read_examples(config: ml_collections.ConfigDict, workdir: Path, kind: Kind, 
         raise UserError(f"{folder}: not all hosts see the same folder and the same config.data={config.data}; share both.")
     examples = Examples(parts)
     check_records(examples.records, config.levels, config.data)
-    return examples
+    return examples.first(config.limit, config.levels) if config.limit else examples
 
 
 def _make_part(config: ml_collections.ConfigDict, kind: Kind, make: Make, index: int, count: int) -> Part:
     records = read_many(config.data, kind, index, count)
     wanted = [place for place, record in enumerate(records) if not config.levels or record["level"] in config.levels]
+    wanted = wanted[: config.limit or None]  # of one slice no more are among the first of all
     examples: list[Example | None] = [None] * len(records)
     made = make([records[place] for place in wanted], index + count * np.array(wanted, np.int64))
     for place, example in zip(wanted, made, strict=True):

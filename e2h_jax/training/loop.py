@@ -23,11 +23,15 @@ from e2h_jax.data.parts import about, choose
 from e2h_jax.data.storage import check_same
 from e2h_jax.errors import UserError
 from e2h_jax.metrics import MetricsWriter
+from e2h_jax.models import store
 from e2h_jax.parallel.checks import check_hosts
+from e2h_jax.parallel.chosen import begun_with
 from e2h_jax.parallel.compilation import clock
+from e2h_jax.parallel.devices import free_memory
 from e2h_jax.parallel.programs import Program, Unit
+from e2h_jax.parallel.progress import Estimate
 from e2h_jax.parallel.rules import axis_size, batch_sharding, constrain, state_shardings
-from e2h_jax.parallel.shapes import is_abstract, made
+from e2h_jax.parallel.shapes import device_bytes, is_abstract, made
 from e2h_jax.training import optimizer as optimizers
 from e2h_jax.training.checkpoint import Checkpoints
 from e2h_jax.training.faults import FiniteCheck, interrupts, stop
@@ -45,7 +49,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.epochs = 1  # passes over the data
     config.length = 1024  # tokens per packed row
     config.batch_size = 128  # packed rows per optimiser step, over all devices
-    config.microbatches = 1  # gradient accumulation: the batch is cut into this many parts
+    config.microbatches = 1  # gradient accumulation: the batch is cut into this many parts; 0 = as few as memory allows
     config.remat = ""  # what the backward pass recomputes: none | dots | full, see models/llama.py; "" = the model's own
     config.optimizer = optimizers.defaults()
     config.log_every = 10  # steps
@@ -156,6 +160,7 @@ def train(
         last: dict[str, float] = writer.last
         tokens, began = [0], clock()  # their sum is the number of tokens trained on; the last are on the device
         pending, finite = None, FiniteCheck(workdir)  # metrics are read one step late, so the device never waits for the host
+        estimate = Estimate(bar)
         with writer, bar:
             for step in range(start + 1, steps + 1):
                 own = next(iterator)
@@ -167,6 +172,13 @@ def train(
                     last = _log(writer, bar, *pending, tokens, began)
                     pending = None
                 tokens.append(metrics["tokens"])
+                if step == start + 1:  # waited for, as the next one is: the time between is a step's
+                    jax.block_until_ready(metrics)
+                    stepped = clock()
+                elif not estimate.told:
+                    jax.block_until_ready(metrics)
+                    seconds = max(1e-9, clock() - stepped)
+                    estimate.tell(seconds * (steps - step), int(metrics["tokens"]) / seconds)
                 if step % config.log_every == 0 or step == steps:
                     pending = (step, metrics)
                 bar.update()
@@ -216,6 +228,19 @@ def fit_length(examples: Sequence[Example], length: int, too_long: str, max_leng
     return choose(examples, fits), dropped
 
 
+def check_data(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError for a limit, a way to treat long examples, or a dtype that makes no sense."""
+    fit_length([], config.length, config.too_long, 0)
+    store.check(config.dtype, "")
+    if config.limit < 0:
+        raise UserError("config.limit must be at least 0 (0 = all)")
+
+
+def begun_dtype(workdir: Path, config: ml_collections.ConfigDict, model: Path | store.Described, mesh: Mesh) -> str:
+    """See `store.begun_dtype`."""
+    return store.begun_dtype(workdir, config.dtype, model, mesh, resumed=(workdir / "checkpoints").exists())
+
+
 def own_rows(mesh: Mesh, rows: int) -> list[int]:
     """Which of a batch's rows lie on this process's devices, in order."""
     placed = batch_sharding(mesh).devices_indices_map((rows,))
@@ -236,14 +261,17 @@ def check(config: ml_collections.ConfigDict, mesh: Mesh) -> None:
     optimizers.check(config.optimizer)
     if config.get("seed", 0) < 0:  # ReST-EM and DPO fill in a seed per round
         raise UserError(f"config.seed={config.seed} must be at least 0")
-    for name in ("epochs", "batch_size", "microbatches", "log_every", "checkpoint_every"):
+    for name in ("epochs", "batch_size", "log_every", "checkpoint_every"):
         if config[name] < 1:
             raise UserError(f"config.{name}={config[name]} must be at least 1")
-    rows = config.microbatches * axis_size(mesh, "batch")
+    if config.microbatches < 0:
+        raise UserError(f"config.microbatches={config.microbatches} must be at least 0 (0 = as few as memory allows)")
+    microbatches = max(1, config.microbatches)
+    rows = microbatches * axis_size(mesh, "batch")
     if config.batch_size % rows:
         raise UserError(
             f"config.batch_size={config.batch_size} does not divide by {rows} = config.microbatches "
-            f"{config.microbatches} x {rows // config.microbatches} shards along (data, fsdp)"
+            f"{microbatches} x {rows // microbatches} shards along (data, fsdp)"
         )
     check_hosts(mesh)
 
@@ -273,7 +301,12 @@ def fit(
         epochs=config.epochs,
         own=own_rows(mesh, config.batch_size),
     )
-    state, train_step = _begin(config, mesh, params, loss_fn, steps, frozen)
+    state, make_step = _begin(config, mesh, params, loss_fn, steps, frozen)
+    if not (microbatches := config.microbatches):
+        free = free_memory(mesh.local_devices[0])
+        batch = batch_shapes(examples[0] | {"segment_ids": np.zeros(0, np.int32)}, config.batch_size, config.length, mesh)
+        microbatches = begun_with(workdir, "microbatches", lambda: fewest_microbatches(make_step, state, batch, mesh, free))
+    train_step = make_step(microbatches)
     with jax.set_mesh(mesh):
         state, summary = train(
             workdir=workdir, config=config, mesh=mesh, state=state, train_step=train_step, dataset=dataset, steps=steps
@@ -284,10 +317,30 @@ def fit(
 def _begin(
     config: ml_collections.ConfigDict, mesh: Mesh, params: Any, loss_fn: LossFn, steps: int, frozen: Any
 ) -> tuple[TrainState, Callable]:
+    """The state at step 0, and what makes a training step of a number of microbatches."""
     optimizer = optimizers.make_optimizer(config.optimizer, steps, params)
     with jax.set_mesh(mesh):
         state = init_state(params, optimizer, mesh)
-        return state, make_train_step(loss_fn, optimizer, state, config.microbatches, frozen)
+    return state, lambda microbatches: make_train_step(loss_fn, optimizer, state, microbatches, frozen)
+
+
+def fewest_microbatches(make_step: Callable, state: TrainState, batch: Batch, mesh: Mesh, free: float) -> int:
+    """The fewest microbatches of a training step whose temporary arrays find room in `free` bytes of a device, by its compiler.
+
+    They are the ones of a row each where no number does.
+    """
+    most = len(batch["tokens"]) // axis_size(mesh, "batch")  # rows of a shard
+    for number in (number for number in range(1, most) if most % number == 0):
+        step = make_step(number)
+        function, keywords = (step.func, step.keywords) if isinstance(step, functools.partial) else (step, {})
+        try:
+            with jax.set_mesh(mesh):
+                compiled = function.lower(state, batch, **keywords).compile()
+        except jax.errors.JaxRuntimeError:  # the compiler refuses what does not fit
+            continue
+        if compiled.memory_analysis().temp_size_in_bytes <= free:
+            return number
+    return most
 
 
 def programs(
@@ -301,11 +354,14 @@ def programs(
 ) -> Iterator[Program]:
     """The program of `fit`: its training step, for batches of examples that have the fields of `example`."""
     check(config, mesh)
-    state, train_step = _begin(config, mesh, params, loss_fn, steps, frozen)
+    state, make_step = _begin(config, mesh, params, loss_fn, steps, frozen)
     batch = batch_shapes(example | {"segment_ids": np.zeros(0, np.int32)}, config.batch_size, config.length, mesh)
+    if not (microbatches := config.microbatches):
+        free = free_memory(mesh.devices.flat[0], described=True) - device_bytes((params, frozen, state.opt_state))
+        microbatches = fewest_microbatches(make_step, state, batch, mesh, free)
     held = {"parameters": (params, frozen), "optimiser": state.opt_state}
     unit = Unit("step", config.batch_size * config.length)
-    yield Program("train step", train_step, (state, batch), mesh, held, unit)
+    yield Program("train step", make_step(microbatches), (state, batch), mesh, held, unit)
 
 
 def batch_shapes(fields: Mapping[str, np.ndarray], rows: int, length: int, mesh: Mesh) -> Batch:

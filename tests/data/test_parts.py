@@ -42,6 +42,14 @@ def assert_same(found, expected):
             assert array.dtype == other[name].dtype
 
 
+@pytest.mark.parametrize(
+    ("count", "levels", "numbers"), [(5, (), [0, 1, 2, 4]), (2, (1, 3), [1, 2]), (3, (3,), [2, 5, 8]), (99, (), None)]
+)
+def test_the_first_records_are_counted_before_what_gives_no_example(count, levels, numbers):
+    found = Examples([part(index, 2) for index in range(2)]).first(count, levels)
+    assert_same(found, EXPECTED if numbers is None else [example(number) for number in numbers])
+
+
 EXPECTED = [made for made in map(example, range(11)) if made is not None]
 
 

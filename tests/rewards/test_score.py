@@ -142,6 +142,26 @@ def test_nothing_missing_is_no_mistake(world, uninterrupted, tmp_path):
     assert logged(tmp_path) == []
 
 
+def test_tokens_by_memory(world, uninterrupted, tmp_path, monkeypatch):
+    """At least a row of the longest solution; a resumed run keeps to what it began with."""
+    found = []
+    for free in (1, 1e12):
+        monkeypatch.setattr(score, "free_memory", lambda device, free=free: free)
+        workdir = tmp_path / f"{free}"
+        stage.execute("score", config_of(world, tokens_per_batch=0), workdir)
+        found.append(json.loads((workdir / "chosen.json").read_text())["tokens_per_batch"])
+        whole = lines(workdir)
+        assert [json.loads(line)["problem_id"] for line in sorted(whole)] == [
+            json.loads(line)["problem_id"] for line in sorted(lines(uninterrupted[0]))
+        ]
+    assert found[0] % 32 == 0 and found[0] < 1024 and found[1] == 16_384
+    (workdir / SHARD).write_bytes(b"".join(whole[:3]))
+    (workdir / "done.json").unlink()
+    monkeypatch.setattr(score, "free_memory", lambda device: 1)
+    stage.execute("score", config_of(world, tokens_per_batch=0), workdir)
+    assert sorted(lines(workdir)) == sorted(whole)
+
+
 def test_eight_devices_give_one_devices_scores(world, uninterrupted, tmp_path):
     stage.execute("score", config_of(world, mesh=(2, 2, 2), length_bucket=128, tokens_per_batch=512), tmp_path / "out")
     expected = {(r["problem_id"], r["sample"]): r["step_scores"] for r in read_many(uninterrupted[0], "scored")}
@@ -160,7 +180,7 @@ def test_eight_devices_give_one_devices_scores(world, uninterrupted, tmp_path):
         ({"read_at": "separator_lst"}, r"'separator_lst' is unknown \(did you mean .separator_last.\?\)"),
         ({"template": "e3h"}, r'there is no template "e3h"'),
         ({"length_bucket": 0}, r"config\.length_bucket.* must be at least 1"),
-        ({"tokens_per_batch": 0}, r"config\.tokens_per_batch.* must be at least 1"),
+        ({"tokens_per_batch": -1}, r"config\.tokens_per_batch and config\.row_length at least 0"),
         ({"mesh": (3, 1, 1)}, r"needs 3 devices but 8 are there"),
         ({"dtype": "half"}, r"config\.dtype='half' must be float32 or bfloat16"),
     ],

@@ -21,10 +21,12 @@ from e2h_jax.errors import UserError
 from e2h_jax.models import store
 from e2h_jax.models.llama import LlamaConfig
 from e2h_jax.parallel.mesh import make_mesh
+from e2h_jax.parallel.shapes import device_bytes
 from e2h_jax.sampling import sample
 
 NEW_TOKENS = 96
 ALL = (1, -1, 1)
+SHAPE = LlamaConfig(100, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=48, max_length=160)
 SHARD = "samples-00000-of-00001.jsonl"
 
 
@@ -41,7 +43,7 @@ def world(tmp_path_factory):
     """model/ (random weights), reward/ (a reward model) and problems.jsonl: 24 of levels 1 and 3."""
     folder = tmp_path_factory.mktemp("world")
     tokenizer = build_tokenizer(arithmetic.PIECES, folder / "tokenizer")
-    config = LlamaConfig(len(tokenizer), width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=48, max_length=160)
+    config = replace(SHAPE, vocab_size=len(tokenizer))
     mesh = make_mesh(ALL, jax.devices()[:1])
     for kind, name in (("policy", "model"), ("reward", "reward")):
         store.save(folder / name, kind, config, store.create(kind, config, mesh, seed=3)[1], tokenizer)
@@ -190,6 +192,65 @@ def test_another_seed_draws_other_samples(world, uninterrupted, tmp_path):
     assert len(same) < 5
 
 
+@pytest.mark.parametrize(("free", "rows"), [(1e12, 288), (3e6, None), (1, 1)])
+def test_rows_by_memory(world, uninterrupted, tmp_path, monkeypatch, free, rows):
+    """A run that is resumed keeps to what it began with, so that it draws the same bits, whatever memory there is then."""
+    monkeypatch.setattr(sample, "free_memory", lambda device: free)
+    monkeypatch.setattr(sample, "MOST_ROWS", 1000)
+    found = stage.execute("sample", config_of(world, rows=0, limit=3 if rows == 1 else 0), tmp_path)
+    chosen = json.loads((tmp_path / "chosen.json").read_text())["rows"]
+    assert chosen == rows or rows is None and 3 <= chosen < 288
+    texts = {(r["problem_id"], r["sample"]): r["text"] for r in read_many(uninterrupted[0], "sample")}
+    assert all(record["text"] == texts[record["problem_id"], record["sample"]] for record in read_many(tmp_path, "sample"))
+    if rows is None:
+        whole = lines(tmp_path)
+        (tmp_path / SHARD).write_bytes(b"".join(whole[:50]))
+        (tmp_path / "done.json").unlink()
+        monkeypatch.setattr(sample, "free_memory", lambda device: 1e12)
+        stage.execute("sample", config_of(world, rows=0), tmp_path)
+        assert sorted(lines(tmp_path)) == sorted(whole) and found["samples"] == len(whole)
+
+
+def test_the_counted_rows_are_the_arrays_that_there_are(world):
+    """Caches and logits of a kernel, which is a described one."""
+    config, mesh = config_of(world), make_mesh(ALL, jax.devices()[:1])
+    graph, model_config, params = store.load_frozen(store.Described("policy", SHAPE), mesh, "policy")
+    kernel = sample.make_kernel(config, graph, model_config, params, mesh, (2,), 50)
+    described = kernel.describe(params, 50)
+    arrays = device_bytes((described.prompts, described.suffixes))
+    recent = 24 * 8 * 2 * 2 * 2 * 8 * 4  # rows, columns, layers, keys and values, heads, head size, bytes
+    chosen = 24 * (sample.LOGITS - 1) * 4 * model_config.vocab_size  # one of these arrays is among the rows'
+    small = device_bytes(described.prompts[1][1:])  # ages and the like
+    needed = (arrays + recent + chosen - small) / sample.SHARE
+    rows = [sample.rows_that_fit(config, model_config, mesh, 50, needed * share, 999) for share in (1.001, 0.999, 2.002)]
+    assert rows == [24, 21, 48]  # three share a prompt
+
+
+def test_the_time_that_is_left():
+    assert sample.seconds_left(0, 320, 10, 100, 32) == pytest.approx(68)  # nothing has ended: each may take all 100
+    assert sample.seconds_left(8, 320, 10, 100, 32) == pytest.approx(8)  # 40 tokens a sample, two are left
+    assert sample.seconds_left(1, 320, 10, 100, 32) == pytest.approx(68)
+    assert sample.seconds_left(10, 400, 10, 100, 40) == 0
+
+
+def test_cpus_compute_in_float32_but_what_began_otherwise_goes_on_so(world, tmp_path):
+    half = tmp_path / "half"
+    config = replace(store.load_config(world / "model")[1], dtype="bfloat16")
+    mesh = make_mesh(ALL, jax.devices()[:1])
+    store.save(half, "policy", config, store.create("policy", config, mesh, seed=3)[1], load_tokenizer(world / "model"))
+    fields = {"model": str(half), "limit": 4, "samples": 3}
+    for name, dtype in (("chosen", ""), ("float32", "float32"), ("bfloat16", "bfloat16")):
+        stage.execute("sample", config_of(world, **fields, dtype=dtype), tmp_path / name)
+    assert lines(tmp_path / "chosen") == lines(tmp_path / "float32") != lines(tmp_path / "bfloat16")
+    assert json.loads((tmp_path / "chosen/chosen.json").read_text()) == {"dtype": "float32"}
+    assert not (tmp_path / "bfloat16/chosen.json").exists()
+    # A run of an older version, interrupted: it was in the model's own dtype.
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / SHARD).write_bytes(b"".join(lines(tmp_path / "bfloat16")[:5]))
+    stage.execute("sample", config_of(world, **fields), tmp_path / "old")
+    assert sorted(lines(tmp_path / "old")) == sorted(lines(tmp_path / "bfloat16"))
+
+
 def test_end_tokens_without_a_name_end_a_solution(world, tmp_path):
     """<|turn|> stands among the added tokens alone, as Llama 3's <|eot_id|>: a template's stop text or the generation config
     names it. Where nothing does, the decoder drops it, and what follows is glued on."""
@@ -250,7 +311,7 @@ def test_a_problem_whose_prompt_is_too_long_is_named_or_dropped(world, uninterru
         ({"top_p": 1.5}, r"config\.top_p in \(0, 1\]"),
         ({"top_k": -1}, r"config\.top_k must be >= 0"),
         ({"samples": 0}, r"config\.samples.* must be at least 1"),
-        ({"rows": 0}, r"config\.rows.* must be at least 1"),
+        ({"rows": -1}, r"config\.rows must be at least 0 \(0 = as many as memory allows\)"),
         ({"max_new_tokens": 0}, r"config\.max_new_tokens.* must be at least 1"),
         ({"prompt_bucket": 0}, r"config\.prompt_bucket.* must be at least 1"),
         ({"limit": -1}, r"config\.limit .*must be at least 0"),

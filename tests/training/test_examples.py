@@ -95,6 +95,16 @@ def test_slices_make_what_one_process_makes(examples_of, tmp_path, name, fields)
         assert_same(of_all(examples_of, name, tmp_path / str(count), count, **fields), whole)
 
 
+@pytest.mark.parametrize("levels", [(), (1, 3)])
+def test_the_first_records_of_all_slices_together(examples_of, tmp_path, levels):
+    whole = examples_of("sft", tmp_path / "1", levels=levels)
+    some = [of_all(examples_of, "sft", tmp_path / f"few{count}", count, levels=levels, limit=9) for count in (1, 2, 3)]
+    for few in some:
+        assert_same(few, some[0])
+        assert_same(few, whole.where(np.arange(len(whole)) < len(few)))
+    assert len(some[0]) < len(whole)
+
+
 def test_finished_parts_are_taken_by_any_number_of_processes(world, examples_of, tmp_path, monkeypatch):
     whole = of_all(examples_of, "sft", tmp_path, 3)
     with monkeypatch.context() as patch:

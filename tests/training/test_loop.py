@@ -151,6 +151,36 @@ def test_the_loss_is_a_mean_over_weighted_tokens_whatever_the_packing(stepping, 
     assert results[0]["loss_tokens"] == results[1]["loss_tokens"] == sum(e["loss_weights"].sum() for e in examples)
 
 
+def test_as_few_microbatches_as_memory_allows_and_the_same_when_resumed(tiny, tmp_path, monkeypatch):
+    """What a step needs beside its arguments is the compiler's word; with little memory the shards' rows go one by one."""
+    mesh, found = make_mesh((1, 1, 1), jax.devices()[:1]), []
+    steps = {}
+
+    def make(*arguments):
+        steps[arguments[3]] = make_train_step(*arguments)
+        return steps[arguments[3]]
+
+    make_train_step = loop.make_train_step
+    monkeypatch.setattr(loop, "make_train_step", make)
+    data = mesh, tiny.params(mesh), tiny.loss_fn
+    fields = {"length": 64, "batch_size": 8}
+    config = tiny.config(microbatches=0, **fields)
+    for name, free in (("much", 1e12), ("little", 1), ("little", 1e12)):
+        steps.clear()
+        monkeypatch.setattr(loop, "free_memory", lambda device, free=free: free)
+        loop.fit(tmp_path / name, config, mesh, tiny.params(mesh), tiny.loss_fn, tiny.examples)
+        found.append((list(steps)[-1], len(steps)))
+    assert found == [(1, 1), (8, 4), (8, 1)]  # of 1, 2, 4 and 8
+    needed = {}
+    for number in (1, 4):
+        (program,) = loop.programs(tiny.config(microbatches=number, **fields), *data, tiny.examples[0], 10)
+        needed[number] = program.trace().lower().compile().memory_analysis().temp_size_in_bytes
+    monkeypatch.setattr(loop, "free_memory", lambda device: (needed[1] + needed[4]) / 2)
+    loop.fit(tmp_path / "some", config, *data, tiny.examples)
+    assert list(steps)[-1] in (2, 4)
+    assert json.loads((tmp_path / "some" / "chosen.json").read_text()) == {"microbatches": list(steps)[-1]}
+
+
 def linear(examples=16):
     """A one-parameter model, for what needs no network: compiles at once. Example i has target i."""
     return [
@@ -253,7 +283,7 @@ def test_examples_that_do_not_fit():
     [
         ({"batch_size": 6}, r"config\.batch_size=6 does not divide by 8"),
         ({"batch_size": 8, "microbatches": 2}, r"config\.batch_size=8 does not divide by 16"),
-        ({"microbatches": 0}, r"config\.microbatches=0 must be at least 1"),
+        ({"microbatches": -1}, r"config\.microbatches=-1 must be at least 0 \(0 = as few as memory allows\)"),
         ({"epochs": 0}, r"config\.epochs=0"),
         ({"batch_size": -8}, r"config\.batch_size=-8"),
         ({"length": 0}, r"config\.length"),
