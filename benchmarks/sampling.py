@@ -7,8 +7,8 @@
 
 Tokens are drawn as `e2h sample` draws them by default (temperature 0.7, of the 20 likeliest); by tunix of all, since its top-k
 needs a top-p. --temperature=1 --top_k=0: of all, by all. N = 1 is greedy. 135m has SmolLM2-135M's shape and vocabulary. A model
-may also be a folder in Hugging Face's format; with --problems, its prompts are the first four questions of that file in its
-chat template, otherwise random tokens.
+may also be a folder in Hugging Face's format; with --problems, the prompts are the first four questions of that file, otherwise
+random tokens.
 
 Every worker is a process of its own with the model loaded; in each repetition they take turns at the same case, after one
 untimed turn of those that compile. Figures are medians over repetitions, ratios medians of ratios within a repetition.
@@ -104,8 +104,7 @@ def questions(model: Path, problems: str, count: int) -> list[list[int]]:
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     texts = [json.loads(line)["question"] for line in Path(problems).read_text().splitlines()[:count]]
-    chat = [[{"role": "user", "content": text}] for text in texts]
-    return [tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False) for turns in chat]
+    return [tokenizer(text)["input_ids"] for text in texts]
 
 
 def main() -> None:
