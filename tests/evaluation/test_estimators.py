@@ -206,6 +206,24 @@ def test_in_drawn_subsets_too_answers_of_weight_0_are_tied():
     assert found == pytest.approx(0.5, abs=0.02)
 
 
+def test_every_drawn_subset_has_k_samples_and_counts_once(monkeypatch):
+    """Three right answers of four: any three samples vote for them. Three of three more problems' samples answer alike."""
+    monkeypatch.setattr(estimators, "EXACT", 0)
+    answers = np.array([[0, 0, 0, 1], [0, 0, 0, -1], [0, 1, 1, 1]])
+    correct = np.array([[True, True, True, False], [True, True, True, False], [True, False, False, False]])
+    np.testing.assert_array_equal(vote_at_k(answers, correct, np.ones((1, 3, 4)), 3, RNG(0)), [[1, 1, 0]])
+
+
+def test_the_vote_of_given_subsets_by_hand(monkeypatch):
+    """Answers a (two samples, right) and b (one): of the four subsets a, b, both of a against b, and a tie."""
+    chosen = [np.array([[1.0, 0, 1, 1], [0, 0, 1, 0]]), np.array([[0.0, 1, 1, 1]])]
+    weights = [np.ones((2, 2)), np.array([[1.0], [3.0]])]  # the second method lets b outweigh both
+    for held in (1, 2**17):
+        monkeypatch.setattr(estimators, "_TOTALS", held)
+        found = estimators._in_subsets(weights, np.array([1.0, 0.0]), chosen)
+        np.testing.assert_allclose(found, [(1 + 0 + 1 + 0.5) / 4, (1 + 0 + 0 + 0) / 4], rtol=1e-15)
+
+
 def test_intervals_include_the_noise_of_drawn_subsets():
     """Many problems with the same samples differ by the subsets alone; shared subsets would give an interval without width."""
     samples, k, right, count = 64, 8, 33, 400
