@@ -86,7 +86,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
             if not pairs:
                 raise UserError(
                     f"{len(solutions)} solutions make no pair; "
-                    "lower config.margin or config.margin_hidden, or draw more (config.sample.samples)"
+                    f"lower config.margin or config.margin_hidden, or draw more (config.sample.samples), {this.elsewhere}"
                 )
             if jax.process_index() == 0:
                 write_records(path, pairs)
@@ -98,7 +98,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         with naming("config.train.", rounds.FILLED):
             examples, dropped = _examples(train_config, path, template)
         if not examples:
-            raise UserError(f"all {dropped} pairs are longer than config.train.length={config.train.length}; raise it")
+            long = f"all {dropped} pairs are longer than config.train.length={config.train.length}"
+            raise UserError(f"{this.folder.name}: {long}; raise it, {this.elsewhere}")
         reference = config.init if config.reference == "init" else this.model
         this.part("reference", lambda folder: _reference(config, train_config, reference, examples, folder))
         teach = lambda folder: train(config, train_config, template, examples, this.folder / "reference", folder)  # noqa: E731

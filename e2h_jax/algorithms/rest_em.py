@@ -59,7 +59,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
             chosen = select(solutions, config.threshold, config.per_problem, config.choose, this.seed)
             if not chosen:
                 remedy = "lower config.threshold" if config.reward_model else "draw more (config.sample.samples)"
-                raise UserError(f"of {len(solutions)} solutions none is kept; {remedy}")
+                raise UserError(f"of {len(solutions)} solutions none is kept; {remedy}, {this.elsewhere}")
             if jax.process_index() == 0:
                 write_records(kept, [*map(_record, chosen), *_demonstrations(config)])
             return {"drawn": len(solutions), **_counts(chosen)}

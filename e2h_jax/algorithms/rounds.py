@@ -169,6 +169,12 @@ class Round:
     model: str
     pool: GradingPool
 
+    @property
+    def elsewhere(self) -> str:
+        """Where to go on with another config, for messages. What the first round has drawn can be kept: it comes before."""
+        kept = " (copy round-1/samples/ and round-1/scored/ there to keep what was drawn)" if self.number == 1 else ""
+        return f"in another --workdir{kept}"
+
     def part(self, name: str, run: Callable[[Path], Metrics], group: str = "") -> Metrics:
         """See `part`, of this round."""
         return part(self.folder, name, run, group)

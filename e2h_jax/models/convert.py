@@ -114,7 +114,7 @@ def _import(config: ml_collections.ConfigDict, target: Path) -> dict:
     if (folder / "model.json").exists():
         raise UserError(f"{folder} is a model/ folder already; to export it, set config.to=huggingface")
     text = hub.read_json(folder / "config.json")
-    check_types(text, str(folder / "config.json"))
+    check_types(text, str(folder / "config.json"))  # the evaluator is chosen by them, and `read_config` asks which it is
     evaluator = evaluators.choose(config.reward, text)
     own = {"classes": evaluator.classes, "own_code": evaluator.own_code} if evaluator else {}
     stored_config = read_config(text, str(folder / "config.json"), **own)
@@ -127,6 +127,9 @@ def _import(config: ml_collections.ConfigDict, target: Path) -> dict:
     _check_tokenizer(folder, model_config, config.vocab_size)
     asked = (config.template, config.system, config.instruction, config.answer)
     template = format_of_source(folder, *asked, own=evaluator.template if evaluator else None)
+    generation = folder / "generation_config.json"  # without it config.json tells what ends a solution
+    said, where = (hub.read_json(generation), generation) if generation.exists() else (text, folder / "config.json")
+    ends = hub.token_ids(said, "eos_token_id", where)
 
     checkpoint = hub.Checkpoint(folder)
     kind, head, head_tensors = "policy", {}, {}
@@ -156,8 +159,8 @@ def _import(config: ml_collections.ConfigDict, target: Path) -> dict:
     }
     with _written_whole(target, config, summary) as partial:
         hub.copy_texts(folder, partial)
-        if text.get("eos_token_id") is not None and not (partial / "generation_config.json").exists():  # then config.json rules
-            (partial / "generation_config.json").write_text(json.dumps({"eos_token_id": text["eos_token_id"]}) + "\n")
+        if ends is not None and not generation.exists():
+            (partial / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}) + "\n")
         written = arrays.create(partial / "params", shapes)
         for name, array in head.items():
             arrays.write(written[name], array)
@@ -199,6 +202,8 @@ def _export(config: ml_collections.ConfigDict, target: Path) -> dict:
     summary = {"family": model_config.family, "parameters": sum(math.prod(output.shape) for output in outputs)}
     with _written_whole(target, config, summary) as partial:
         hub.copy_texts(folder, partial)
+        if store.bos_rule(folder) == "always":
+            hub.begin_with_bos(partial)  # an earlier version's model, whatever its tokenizer does by itself
         special = hub.special_ids(folder)
         if not (partial / "generation_config.json").exists():
             (partial / "generation_config.json").write_text(json.dumps(special, indent=2) + "\n")

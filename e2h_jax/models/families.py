@@ -81,11 +81,12 @@ TYPES = {  # of every field that is read, see hub.KINDS; null stands for an abse
     **dict.fromkeys(("model_type", "hidden_act", "dtype", "torch_dtype"), "a text"),
     **dict.fromkeys(("architectures", "layer_types"), "a list of texts"),
     **dict.fromkeys(("rope_scaling", "rope_parameters", "id2label"), "an object"),
-    "original_max_position_embeddings": "a number above 0",
+    "original_max_position_embeddings": "a whole number above 0",
 }
 ROPE_TYPES = {
     **dict.fromkeys(("rope_type", "type"), "a text"),
-    **dict.fromkeys(("factor", "original_max_position_embeddings", "rope_theta", "partial_rotary_factor"), "a number above 0"),
+    **dict.fromkeys(("factor", "rope_theta", "partial_rotary_factor"), "a number above 0"),
+    "original_max_position_embeddings": "a whole number above 0",
     **dict.fromkeys(("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor"), "a number above 0"),
     **dict.fromkeys(("mscale", "mscale_all_dim"), "a number"),
     "truncate": "true or false",
@@ -110,7 +111,11 @@ ROPE_USES = {  # the fields of rope_scaling that count, by kind
 
 
 def check_types(text: Mapping[str, Any], where: str) -> None:
-    """Raises UserError for a field of a config.json that is of another type than it must be."""
+    """Raises UserError for a family that is not in FAMILIES, or a field of config.json of another type than its own."""
+    family = field(text, "model_type", TYPES["model_type"], where)
+    if family not in FAMILIES:
+        hint = nearest(str(family), FAMILIES)
+        raise UserError(f"{where}: model_type {family!r} is not supported{hint}; there are {', '.join(FAMILIES)}.")
     for name, kind in TYPES.items():
         field(text, name, kind, where)
     for group in ("rope_parameters", "rope_scaling"):
@@ -161,10 +166,7 @@ def read_config(text: Mapping[str, Any], where: str, classes: str = "ForCausalLM
 
 
 def _family(text: Mapping[str, Any], where: str, suffix: str, own_code: bool) -> str:
-    family, classes = text.get("model_type"), text.get("architectures") or ()
-    if family not in FAMILIES:
-        hint = nearest(str(family), FAMILIES)
-        raise UserError(f"{where}: model_type {family!r} is not supported{hint}; there are {', '.join(FAMILIES)}.")
+    family, classes = text["model_type"], text.get("architectures") or ()
     expected = f"{FAMILIES[family].classes}{suffix}"
     if list(classes) not in ([], [expected]):
         raise UserError(f"{where}: the architecture {', '.join(classes)} is not supported; of {family} it is {expected}.")

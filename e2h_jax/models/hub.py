@@ -22,7 +22,7 @@ TEXT_FILES = (  # what travels along with the weights, as it is
     "merges.txt", "chat_template.jinja", "chat_template.json", "generation_config.json",
 )  # fmt: skip
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
-LFS = b"version https://git-lfs"  # how the file begins that Git leaves in place of one that was not fetched
+LFS = b"version https://git-lfs"  # first bytes of a Git LFS pointer
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -63,6 +63,8 @@ def check_whole(path: Path) -> None:
 
 KINDS = {  # what a value may be, in words, and how that is seen
     "a whole number": lambda value: type(value) is int,
+    "a whole number above 0": lambda value: type(value) is int and value > 0,
+    "the id of a token": lambda value: type(value) is int and value >= 0,
     "a number": lambda value: type(value) in (int, float) and math.isfinite(value),
     "a number above 0": lambda value: type(value) in (int, float) and math.isfinite(value) and value > 0,
     "true or false": lambda value: type(value) is bool,
@@ -155,11 +157,40 @@ def special_ids(folder: Path) -> dict[str, Any]:
     if (path := folder / "generation_config.json").exists():
         generation = read_json(path)
         for name in (f"{name}_id" for name in special if f"{name}_id" in generation):
-            several = isinstance(generation[name], list)
-            for value in generation[name] if several else [generation[name]]:
-                field({name: value}, name, "a whole number", path)
-            ids[name] = generation[name]
+            ids[name] = token_ids(generation, name, path)
     return {name: value for name, value in ids.items() if value is not None}
+
+
+def token_ids(document: Mapping[str, Any], name: str, where: object) -> int | list[int] | None:
+    """A field with the id of a token or a list of such, None where it is absent or null; UserError for anything else."""
+    value = document.get(name)
+    for entry in value if isinstance(value, list) else [] if value is None else [value]:
+        if not KINDS["the id of a token"](entry):
+            raise UserError(f"{where}: {name} holds {json.dumps(entry)[:60]}, which is not the id of a token.")
+    return value
+
+
+def begin_with_bos(folder: Path) -> None:
+    """Has the tokenizer in `folder` put its BOS, if it has one, in front of every text."""
+    from tokenizers import Tokenizer, processors
+
+    path, table = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    texts = read_json(path) if path.exists() else {}
+    bos = texts.get("bos_token")
+    bos = bos.get("content") if isinstance(bos, dict) else bos
+    if bos is None:
+        return
+    if table.exists():  # the only file that newer libraries listen to
+        tokenizer = Tokenizer.from_file(str(table))
+        index = tokenizer.token_to_id(bos)
+        if tokenizer.encode("a").ids[:1] != [index]:
+            put = processors.TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A $B:1", special_tokens=[(bos, index)])
+            before = [tokenizer.post_processor] if tokenizer.post_processor else []
+            tokenizer.post_processor = processors.Sequence([*before, put])
+            tokenizer.save(str(table))
+        elif texts.get("add_bos_token") is not False:
+            return
+    path.write_text(json.dumps(texts | {"add_bos_token": True}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def added_tokens(path: Path) -> dict[str, int]:

@@ -99,9 +99,10 @@ def load_config(folder: Path | Described) -> tuple[str, LlamaConfig]:
             value = getattr(part, field.name)
             allowed = (int, float) if field.type is float else field.type
             if not isinstance(value, allowed) or isinstance(value, bool) and field.type is not bool:
-                raise UserError(f"{path}: {field.name} is {value!r}; the file is damaged")
+                raise UserError(f"{path}: {field.name} is {value!r}; the file is damaged, convert or train the model again.")
     if kind not in KINDS:
-        raise UserError(f"{path}: kind is {kind!r}, which is neither policy nor reward; the file is damaged")
+        damaged = "the file is damaged, convert or train the model again."
+        raise UserError(f"{path}: kind is {kind!r}, which is neither policy nor reward; {damaged}")
     return kind, config
 
 
@@ -110,7 +111,7 @@ def check_ids(largest: int | None, config: LlamaConfig, tokenizer: object) -> No
     if largest is not None and largest >= config.vocab_size:
         raise UserError(
             f"{tokenizer}: the tokenizer has ids up to {largest}, but the model has embeddings of {config.vocab_size} ids, "
-            f"up to {config.vocab_size - 1}; put the tokenizer there that the model was trained with"
+            f"up to {config.vocab_size - 1}; put the tokenizer there that the model was trained with."
         )
 
 
@@ -129,6 +130,11 @@ def load_reads(folder: Path) -> dict[str, Any]:
     """{"template", "read_at"}: the text that a model reads, a template or the name of one (`data.templates.recorded_template`),
     and where a reward model's step scores are; {} where nothing is said."""
     return json.loads((Path(folder) / "model.json").read_text()).get("reads", {})
+
+
+def bos_rule(folder: Path) -> str:
+    """How prompts of the model begin, see `load_tokenizer`: "always" with BOS where an earlier version has said nothing."""
+    return json.loads((Path(folder) / "model.json").read_text()).get("bos", "always")
 
 
 def load(

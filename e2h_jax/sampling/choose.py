@@ -1,4 +1,7 @@
-"""Drawing the next token: temperature, top-k, top-p, min-p and one uniform number per row. No sort of the vocabulary."""
+"""Drawing the next token: temperature, top-k, top-p, min-p and one uniform number per row.
+
+Nothing sorts the vocabulary, but for top-k on a TPU.
+"""
 
 import dataclasses
 

@@ -183,8 +183,10 @@ def keep_template(folder: str | Path, template: Template, *, resumed: bool, writ
     if recorded is None and write:
         write_template(Path(folder) / RECORD, template)
     elif recorded not in (None, template):
-        remedy = "restore what it was begun with, or delete the folder"
-        raise UserError(f"{folder} was interrupted while sampling with another template; {remedy}")
+        raise UserError(
+            f'{folder}: its samples were drawn in another template ("{recorded.name}", which {RECORD} describes); set '
+            "config.template to that one again, or delete the folder"
+        )
 
 
 def make_kernel(
@@ -338,7 +340,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
 
 
 def check(config: ml_collections.ConfigDict, least_rows: int = 0) -> None:
-    """Raises UserError for numbers that no sampler can work with."""
+    """Raises UserError for settings that no sampler can work with."""
     if min(config.samples, config.max_new_tokens, config.prompt_bucket) < 1:
         raise UserError("config.samples, config.max_new_tokens and config.prompt_bucket must be at least 1")
     if config.rows < least_rows:

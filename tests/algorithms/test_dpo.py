@@ -1,6 +1,8 @@
 """DPO: losses by hand and in NumPy, packing, the reference, pairs by hand, the bandit solved, a killed run, eight devices."""
 
+import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -381,5 +383,20 @@ def test_a_pair_that_is_too_long_names_the_fields_of_the_loop(tmp_path, configur
 
 @pytest.mark.usefixtures("on_one_device")
 def test_no_pair_is_told(tmp_path, configured):
-    with pytest.raises(UserError, match=r"^round-1/pairs: 96 solutions make no pair; lower config.margin"):
+    with pytest.raises(UserError, match=r"^round-1/pairs: 96 solutions make no pair; lower config.margin.* in another --work"):
         dpo.run(configured(dpo, margin=1.9999, margin_hidden=1.0, validation__problems=""), tmp_path)
+
+
+@pytest.mark.usefixtures("on_one_device")
+def test_what_was_drawn_before_a_refusal_goes_on_in_another_folder(tmp_path, configured):
+    """Its config is that folder's for good, so the message tells of another one."""
+    fields = {"validation__problems": "", "train__epochs": 1}
+    told = r"^round-1: all \d+ pairs are longer than config.train.length=8; raise it, in another --workdir \(copy round-1/sam"
+    with pytest.raises(UserError, match=told):
+        dpo.run(configured(dpo, train__length=8, **fields), tmp_path / "short")
+    for name in ("samples", "scored"):
+        shutil.copytree(tmp_path / "short" / "round-1" / name, tmp_path / "long" / "round-1" / name)
+    dpo.run(configured(dpo, **fields), tmp_path / "long")
+    for name, drawn in (("samples", "drawn_now"), ("scored", "scored_now")):
+        told = [json.loads((tmp_path / folder / "round-1" / f"{name}.json").read_text())[drawn] for folder in ("short", "long")]
+        assert told == [96, 0]

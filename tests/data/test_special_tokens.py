@@ -88,6 +88,12 @@ def test_bos_follows_the_tokenizer_wherever_a_prompt_is_made(hub, adds, fields, 
     assert encode_prompt(tokenizer, "q", CHAT).tolist()[:2].count(begin) == 1
 
 
+def test_pieces_beside_tokenizer_json_say_nothing_of_bos(hub):
+    folder = hub(False)
+    (folder / "tokenizer.model").write_text("of another library")
+    assert bos_ids(load_tokenizer(folder)) == []
+
+
 def test_padding_in_front_is_no_reason_to_miss_bos(hub):
     tokenizer = load_tokenizer(hub(True))
     tokenizer.backend_tokenizer.enable_padding(direction="left", length=16, pad_id=0)

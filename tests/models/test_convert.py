@@ -19,8 +19,9 @@ from flax import nnx
 from huggingface_hub.errors import LocalEntryNotFoundError
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
 
-from e2h_jax.data.tokenizer import load_tokenizer
+from e2h_jax.data.tokenizer import bos_ids, load_tokenizer
 from e2h_jax.errors import UserError
 from e2h_jax.main import main
 from e2h_jax.models import arrays, store
@@ -140,6 +141,25 @@ def test_the_tokenizer_and_the_generation_config_travel_along(make_hub, run_conv
     assert load_tokenizer(tmp_path / "model").get_vocab() == load_tokenizer(tmp_path / "hub").get_vocab()
     text = json.loads((tmp_path / "huggingface/config.json").read_text())
     assert text["eos_token_id"] == [2, 5] and text["architectures"] == ["Qwen2ForCausalLM"] and text["torch_dtype"] == "float32"
+
+
+def test_what_an_earlier_version_made_is_exported_with_the_bos_it_has_learned(make_hub, run_convert, tmp_path):
+    make_hub(tmp_path / "hub", "llama")
+    for name, field in (("tokenizer.json", {"post_processor": None}), ("tokenizer_config.json", {"add_bos_token": False})):
+        path = tmp_path / "hub" / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | field))
+    run_convert(tmp_path / "hub", tmp_path)
+    run_convert(tmp_path / "model", tmp_path / "new", to="huggingface")
+    description = json.loads((tmp_path / "model" / "model.json").read_text())
+    assert description.pop("bos") == "tokenizer"
+    (tmp_path / "model" / "model.json").write_text(json.dumps(description))
+    run_convert(tmp_path / "model", tmp_path / "old", to="huggingface")
+    for made, begin in (("new", []), ("old", [1])):
+        folder = tmp_path / made / "huggingface"
+        assert bos_ids(load_tokenizer(folder)) == begin
+        assert Tokenizer.from_file(str(folder / "tokenizer.json")).encode("w1").ids[:-1] == begin
+    run_convert(tmp_path / "old/huggingface", tmp_path / "again")
+    assert bos_ids(load_tokenizer(tmp_path / "again/model")) == [1]
 
 
 def test_without_a_generation_config_config_json_says_what_ends_a_solution(make_hub, run_convert, tmp_path):

@@ -12,8 +12,8 @@ from e2h_jax.algorithms import sft
 from e2h_jax.data.storage import write_records
 from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError
-from e2h_jax.models import store
-from e2h_jax.models.families import ROPE_TYPES, TYPES, read_config
+from e2h_jax.models import hub, store
+from e2h_jax.models.families import ROPE_TYPES, ROPE_USES, TYPES, read_config
 from e2h_jax.parallel.mesh import make_mesh
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 1842767\n"
@@ -31,8 +31,16 @@ def write(name, text):
     return lambda folder: (folder / name).write_text(text)
 
 
-def cut(name):
-    return lambda folder: (folder / name).write_text((folder / name).read_text()[:500])
+def cut(name, length):
+    return lambda folder: (folder / name).write_text((folder / name).read_text()[:length])
+
+
+def ends_by_config(value):
+    def apply(folder):
+        (folder / "generation_config.json").unlink()
+        edit("config.json", eos_token_id=value)(folder)
+
+    return apply
 
 
 def with_id(token, number):
@@ -72,7 +80,7 @@ BAD = {
     "weights empty": (write("model.safetensors", ""), r"model\.safetensors is empty; download it again"),
     "tokenizer pointer": (write("tokenizer.json", POINTER), r"tokenizer\.json is a pointer of Git LFS"),
     "tokenizer empty": (write("tokenizer.json", ""), r"tokenizer\.json is empty"),
-    "tokenizer cut": (cut("tokenizer.json"), r"tokenizer\.json is damaged"),
+    "tokenizer cut": (cut("tokenizer.json", 500), r"tokenizer\.json is damaged"),
     "tokenizer of nothing": (write("tokenizer.json", "{}"), r"tokenizer\.json holds no tokenizer that can be read"),
     "tiktoken beside it": (write("tokenizer.model", "IQ== 0"), None),
     "sentencepiece of nothing": (
@@ -80,9 +88,19 @@ BAD = {
         r"tokenizer\.model holds no tokenizer that can be read",
     ),
     "sentencepiece pointer": (write("tokenizer.model", POINTER), r"tokenizer\.model is a pointer of Git LFS"),
-    "settings cut": (cut("tokenizer_config.json"), None),  # shorter than what is cut off
-    "settings": (write("tokenizer_config.json", '{"eos'), r"tokenizer_config\.json is damaged"),
+    "settings cut": (cut("tokenizer_config.json", 20), r"tokenizer_config\.json is damaged"),
     "generation": (write("generation_config.json", "[2]"), r"generation_config\.json is damaged \(it holds no object\)"),
+    "end": (edit("generation_config.json", eos_token_id="2"), r'generation_config\.json: eos_token_id holds "2", which is not'),
+    "end by config": (ends_by_config("2"), r'hub/config\.json: eos_token_id holds "2", which is not the id of a token\.'),
+    "ends by config": (ends_by_config([2, None]), r"hub/config\.json: eos_token_id holds null, which is not the id of a token"),
+    "no end": (ends_by_config(-1), r"hub/config\.json: eos_token_id holds -1, which is not the id of a token"),
+    "end unused": (edit("config.json", eos_token_id="2"), None),  # generation_config.json is there
+    "ends": (ends_by_config([2, 5]), None),
+    "null end": (ends_by_config(None), None),
+    "another family": (
+        edit("config.json", model_type="deci", num_key_value_heads=[4, 2]),
+        r"config\.json: model_type 'deci' is not supported",
+    ),
     "id beyond": (with_id("far", 48), r"hub: the tokenizer has ids up to 48, but the model has embeddings of 48 ids, up to 47"),
     "last id": (with_id("far", 47), None),
 }
@@ -100,6 +118,12 @@ def test_a_damaged_source(name, make_hub, run_convert, tmp_path):
     with pytest.raises(UserError, match=message) as error:
         run_convert(tmp_path / "hub", tmp_path / "out")
     assert "\n" not in str(error.value) and list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("vocabulary", ['[["a", 0.0], ["b", 0.1]]', '{"a": 0, "b": 1}'])
+def test_the_largest_id_of_a_vocabulary(vocabulary, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(f'{{"model": {{"vocab": {vocabulary}}}}}')
+    assert hub.largest_id(tmp_path) == 1
 
 
 def test_cropping_spares_the_tokenizers_ids(make_hub, run_convert, tmp_path):
@@ -122,6 +146,7 @@ def test_a_model_computes_in_the_dtype_it_was_imported_in(make_hub, run_convert,
 
 WRONG = {
     "a whole number": ("7", 7.0, True, [7]),
+    "a whole number above 0": ("7", 7.0, 0, -7, True, [7]),
     "a number": ("7", True, float("nan"), [7]),
     "a number above 0": ("7", True, float("inf"), 0, -1.0, {}),
     "true or false": ("true", 0, 1),
@@ -150,6 +175,26 @@ def test_every_field_of_rope_scaling_is_checked_by_type(name):
                 read_config(WHOLE | {group: {"rope_type": "linear", "factor": 2.0, name: value}}, "here")
 
 
+ROPE = {
+    **{"factor": 2, "original_max_position_embeddings": 64, "low_freq_factor": 1, "high_freq_factor": 4},
+    **{"beta_fast": 32, "beta_slow": 1, "attention_factor": 1, "truncate": True},
+}
+
+
+@pytest.mark.parametrize("kind", ROPE_USES)
+@pytest.mark.parametrize("name", sorted(set(ROPE) - {"truncate"}))
+def test_what_is_read_of_rope_scaling_can_be_loaded(kind, name, tmp_path):
+    """Whole numbers, and one of them written with a point."""
+    for value in (ROPE[name], float(ROPE[name])):
+        try:
+            config = read_config(WHOLE | {"rope_scaling": ROPE | {"rope_type": kind, name: value}}, "here")
+        except UserError as error:
+            assert name == "original_max_position_embeddings" and type(value) is float and "which is not a whole" in str(error)
+        else:
+            store.save_description(tmp_path, "policy", config)
+            assert store.load_config(tmp_path) == ("policy", config)
+
+
 def test_null_is_an_absent_field():
     needed = {"model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"}
     assert read_config(WHOLE | dict.fromkeys(TYPES.keys() - needed - {"rope_scaling"}), "here") == read_config(WHOLE, "here")
@@ -173,11 +218,11 @@ def model_json(**changes):
         (write("model.json", '{"kind": "policy"}'), "does not describe a model"),
         (write("model.json", '{"kind": "policy", "config": {"vocab_size": 48}}'), "does not describe a model"),
         (model_json(experts=8), "does not describe a model .*experts.* newer version of e2h_jax"),
-        (model_json(head_dim="16"), "head_dim is '16'; the file is damaged"),
+        (model_json(head_dim="16"), "head_dim is '16'; the file is damaged, convert or train"),
         (model_json(layers=True), "layers is True; the file is damaged"),
         (model_json(rope_scaling={"kind": "linear", "factor": "2"}), "factor is '2'; the file is damaged"),
         (model_json(rope_base=10_000), None),
-        (edit("model.json", kind="judge"), "kind is 'judge', which is neither policy nor reward"),
+        (edit("model.json", kind="judge"), "kind is 'judge', which is neither policy nor reward; .* convert or"),
         (with_id("far", 99), "the tokenizer has ids up to 99, but the model has embeddings of 48 ids"),
         (write("tokenizer.json", '{"model": {"vocab": [["a", 0.0], ["b", 0.1]]}}'), None),
         (write("tokenizer.json", '{"model": {"vocab": {"a": "1"}}}'), "vocabulary holds the id '1'"),

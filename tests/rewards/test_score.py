@@ -113,6 +113,17 @@ def test_a_run_whose_file_was_cut_in_a_line_resumes_bit_for_bit(world, uninterru
         assert sorted(lines(workdir)) == sorted(whole)
 
 
+def test_a_refusal_of_the_first_solution_can_be_mended_in_its_folder(world, tmp_path, monkeypatch):
+    def broken(*_):
+        raise UserError("a number that is not finite")
+        yield
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="not finite"):
+        patch.setattr(score.Scorer, "score", broken)
+        stage.execute("score", config_of(world), tmp_path)
+    stage.execute("score", config_of(world, length_bucket=128), tmp_path)
+
+
 def test_a_run_with_holes_resumes_bit_for_bit(world, uninterrupted, tmp_path):
     whole = lines(uninterrupted[0])
     (tmp_path / SHARD).write_bytes(b"".join(whole[1::3]))

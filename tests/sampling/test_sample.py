@@ -141,7 +141,7 @@ def test_the_template_is_recorded_beside_the_samples(world, uninterrupted, tmp_p
     assert recorded_template(uninterrupted[0]) == recorded_template(uninterrupted[0] / SHARD) == get_template("e2h")
     (tmp_path / SHARD).write_bytes(b"".join(lines(uninterrupted[0])[:5]))
     write_template(tmp_path / "template.json", get_template("qwen_boxed"))
-    with pytest.raises(UserError, match="was interrupted while sampling with another template"):
+    with pytest.raises(UserError, match=r'its samples were drawn in another template \("qwen_boxed", which template\.json'):
         stage.execute("sample", config_of(world), tmp_path)
 
 
@@ -292,6 +292,8 @@ def test_a_problem_whose_prompt_is_too_long_is_named_or_dropped(world, uninterru
     assert not any((tmp_path / "refused").glob("samples-*"))
     summary = stage.execute("sample", config_of(world, **fields, too_long="drop"), tmp_path / "out")
     assert summary["dropped"] == 1
+    limited = stage.execute("sample", config_of(world, **fields, too_long="drop", limit=2), tmp_path / "limited")
+    assert (limited["dropped"], limited["samples"]) == (1, 12)  # the limit is of the file's problems
     assert sorted(lines(tmp_path / "out")) == sorted(lines(uninterrupted[0]))
     write_records(tmp_path / "problems.jsonl", [long])
     with pytest.raises(UserError, match=r'problem "too/long".*; lower max_new_tokens$'):
@@ -349,7 +351,7 @@ def test_samples_drawn_by_an_earlier_version_are_taken_up(tmp_path):
     record = {name: value for name, value in asdict(get_template("e2h")).items() if name != "trim"}
     (tmp_path / "template.json").write_text(json.dumps(record))
     sample.keep_template(tmp_path, get_template("e2h"), resumed=True, write=True)
-    with pytest.raises(UserError, match="was interrupted while sampling with another template; restore"):
+    with pytest.raises(UserError, match='another template ."e2h"'):
         sample.keep_template(tmp_path, get_template("qwen_boxed"), resumed=True, write=True)
     assert json.loads((tmp_path / "template.json").read_text()) == json.loads(json.dumps(record))
     sample.keep_template(tmp_path, get_template("qwen_boxed"), resumed=False, write=False)
