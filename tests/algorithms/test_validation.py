@@ -245,6 +245,23 @@ def test_the_rounds_publish_what_the_summary_names_when_grading_differs_after_a_
     assert [line["validation_all"] for line in lines] == [0.0, 0.25, 0.75]
 
 
+def test_each_round_has_a_seed_of_its_own(pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(rounds, "GradingPool", lambda: contextlib.nullcontext(pool))
+    seeds = []
+
+    def play(this):
+        seeds.append(this.seed)
+        (this.folder / "train" / "model").mkdir(parents=True)
+        return {}
+
+    for run, seed in enumerate((0, 0, 1)):
+        config = rounds.defaults()
+        config.update({"init": "init", "rounds": 3, "seed": seed})
+        rounds.run(config, tmp_path / str(run), play)
+    assert len(set(seeds[:3])) == 3 and seeds[3:6] == seeds[:3] and not set(seeds[6:]) & set(seeds[:3])
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
 def test_solutions_of_all_levels_are_shown_in_turn(make):
     found = make(shown=3)
     found.record(0, RIGHT)
