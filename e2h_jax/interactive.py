@@ -95,7 +95,7 @@ class Policy:
         self.template = get_template(asked.template or store.load_reads(folder).get("template", "e2h"))
         self.samples, self._longest = asked.samples, config.max_length - self.config.max_new_tokens
         self.tokenizer = load_tokenizer(folder)
-        mesh = make_mesh(self.config.mesh)
+        mesh = make_mesh(self.config.mesh, rows=(1,))  # a problem is drawn by one device
         self.config.rows = asked.samples * mesh.devices.size
         graph, config, params = store.load(folder, mesh, "policy", dtype=config.dtype, param_dtype=config.dtype)
         self._ends = end_ids(self.tokenizer, self.template)
@@ -153,7 +153,7 @@ class Judge:
         reads = {"template": "e2h", "read_at": "separator_last"} | store.load_reads(folder)
         self._written, self._template, self._where = written, get_template(reads["template"]), reads["read_at"]
         self._tokenizer, self._longest = load_tokenizer(folder), config.max_length
-        mesh = make_mesh((1, -1, 1))
+        mesh = make_mesh((1, -1, 1), rows=(1,))
         self._shards = axis_size(mesh, "batch")
         graph, _, params = store.load(folder, mesh, "reward", dtype=config.dtype, param_dtype=config.dtype)
         self._scorer = Scorer(graph, params, mesh)

@@ -111,7 +111,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     """Trains and writes `workdir/model`; returns the summary. Raises UserError for bad settings or data."""
     workdir = Path(workdir)
     check_values(config)
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh, rows=(config.sample.rows, config.forward_rows, config.update_rows))
     actor_critic.check_mesh(config, mesh)
     tokenizer, template = load_tokenizer(config.init), get_template(config.template)
     questions, dropped = _questions(config, tokenizer, template)

@@ -1,5 +1,11 @@
-"""The device mesh ("data", "fsdp", "tensor"), and where programs compiled for it are kept."""
+"""The device mesh ("data", "fsdp", "tensor"), and where programs compiled for it are kept.
 
+A CPU is one device to JAX, and of a small model's operations most keep one core busy. So its cores become devices here, up to
+MOST_CORES, and a mesh with -1 along data or fsdp takes as many of them as divide a stage's rows. How many devices there are is
+the user's to say: --xla_force_host_platform_device_count in XLA_FLAGS, or JAX_NUM_CPU_DEVICES; a mesh then takes all of them.
+"""
+
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +17,10 @@ from e2h_jax.errors import UserError
 from e2h_jax.parallel import hosts
 from e2h_jax.parallel.rules import MESH_AXES
 
+MOST_CORES = 8
+
 _programs: Path | None = None
+_cores = False  # the devices are a CPU's cores, and this file has made them so
 
 
 def keep_programs(folder: Path) -> None:
@@ -37,18 +46,27 @@ def platform() -> str:
     return device.platform if device else ""
 
 
-def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None, rows: Sequence[int] = ()) -> Mesh:
     """Builds the mesh of `shape` = (data, fsdp, tensor); one entry may be -1 (all remaining devices).
 
     Auto axis types: the compiler propagates shardings from the annotations that `rules.py` decides.
+
+    Args:
+      rows: numbers of rows that will be cut along (data, fsdp): of a CPU's cores, no more are taken than divide them all.
+
     Raises UserError when the shape does not multiply to the number of devices.
     """
-    hosts.start()
-    devices = list(devices if devices is not None else jax.devices())
-    _use_kept_programs(devices[0].platform)
     shape = tuple(int(size) for size in shape)
     if len(shape) != len(MESH_AXES) or any(size == 0 or size < -1 for size in shape) or shape.count(-1) > 1:
         raise UserError(f"config.mesh={shape} must be three sizes {MESH_AXES}, positive, at most one of them -1")
+    hosts.start()
+    if devices is None:
+        _make_cores_devices()
+        devices = jax.devices()
+        if _cores and devices[0].platform == "cpu":
+            devices = devices[: cores_taken(shape, rows, len(devices))]
+    devices = list(devices)
+    _use_kept_programs(devices[0].platform)
     if -1 in shape:
         rest = -int(np.prod(shape))
         if len(devices) % rest:
@@ -60,3 +78,29 @@ def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None)
             "use -1 for one entry to take all devices"
         )
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def _make_cores_devices() -> None:
+    """Tells JAX to make a device of each core of the CPU, before its first use; not where the user has said how many, or in a
+    job of several processes, whose meshes take all devices."""
+    global _cores
+    told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or jax.config.jax_num_cpu_devices >= 0
+    if _cores or told or hosts.joined():
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        jax.config.update("jax_num_cpu_devices", min(MOST_CORES, 1 << cores.bit_length() - 1))
+    except RuntimeError:  # JAX was used before, by a notebook say
+        return
+    _cores = True
+
+
+def cores_taken(shape: tuple[int, ...], rows: Sequence[int], cores: int) -> int:
+    """How many of a CPU's cores the mesh of this shape takes: where an entry is -1, along data or fsdp the largest power of 2
+    with which the mesh fits them and divides all `rows`, along tensor 1, for which no model needs to be divisible."""
+    taken = abs(int(np.prod(shape)))
+    if -1 not in shape[:2]:
+        return min(taken, cores)
+    while 2 * taken <= cores and all(count % (2 * taken // shape[2]) == 0 for count in rows):
+        taken *= 2
+    return taken

@@ -62,7 +62,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
             f"{config.model} holds a policy model where a reward model is needed "
             "(an evaluator of the Hub becomes one by `e2h convert --config.reward=…`)"
         )
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh, rows=(rows_of(config),))
     graph, model_config, params = store.load_frozen(Path(config.model), mesh, "reward", config.dtype, config.quantize)
     reads = {"template": "e2h", "read_at": "separator_last"} | store.load_reads(config.model)
     for name in reads:
@@ -181,7 +181,13 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     if not config.model:
         raise UserError("config.model is empty; name the model/ folder of a finished stage")
     check(config)
-    check_batch(config, make_mesh(config.mesh))
+    check_batch(config, make_mesh(config.mesh, rows=(rows_of(config),)))
+
+
+def rows_of(config: ml_collections.ConfigDict) -> int:
+    """The largest power of 2 of rows that a batch has room for, at least 1."""
+    rows = config.tokens_per_batch // max(1, config.row_length or config.length_bucket)
+    return 1 << max(0, rows.bit_length() - 1)
 
 
 def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:

@@ -72,7 +72,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     """Writes `workdir/samples-*.jsonl`; returns counts and rates. Raises UserError for bad settings or data."""
     workdir = Path(workdir)
     check_values(config)
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh, rows=(config.rows,))
     graph, model_config, params = store.load_frozen(Path(config.model), mesh, "policy", config.dtype, config.quantize)
     tokenizer, template = load_tokenizer(config.model), get_template(config.template)
     problems = select_levels(read_many(config.problems, "problem"), config.levels)
@@ -253,7 +253,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     if config.limit < 0:
         raise UserError("config.limit must be at least 0 (0 = all)")
     check(config)
-    check_rows(make_mesh(config.mesh), rows=config.rows)
+    check_rows(make_mesh(config.mesh, rows=(config.rows,)), rows=config.rows)
     store.check(config.dtype, config.quantize)
 
 

@@ -25,6 +25,7 @@ from e2h_jax.data.storage import check_same
 from e2h_jax.errors import UserError
 from e2h_jax.metrics import MetricsWriter
 from e2h_jax.parallel.checks import check_hosts
+from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.parallel.programs import Program, Unit
 from e2h_jax.parallel.rules import axis_size, batch_sharding, constrain, state_shardings
 from e2h_jax.parallel.shapes import is_abstract, made
@@ -51,6 +52,11 @@ def defaults() -> ml_collections.ConfigDict:
     config.log_every = 10  # steps
     config.checkpoint_every = 500  # steps; a killed run loses at most these
     return config
+
+
+def mesh_of(config: ml_collections.ConfigDict) -> Mesh:
+    """The mesh of a training stage's config, which divides the rows of a microbatch."""
+    return make_mesh(config.mesh, rows=(config.batch_size // max(1, config.microbatches),))
 
 
 class TrainState(NamedTuple):
