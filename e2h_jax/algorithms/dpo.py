@@ -243,7 +243,7 @@ def _reference(
     folder: Path,
 ) -> dict:
     """Writes `folder/logprobs.npy`: those of all examples, one behind the other."""
-    mesh = loop.mesh_of(train_config)
+    mesh = loop.mesh_of(train_config, store.load_config(train_config.init)[1].width)
     graph, _, params = store.load_frozen(Path(model), mesh, "policy", config.reference_dtype, config.reference_quantize)
     rows = _reference_rows(train_config, mesh)
     logprobs = np.concatenate(reference_logprobs(graph, params, mesh, examples, train_config.length, rows))
@@ -271,7 +271,7 @@ def train(
 ) -> dict:
     """Trains the round's policy on pairs; `reference` is the folder of the reference's log-probabilities."""
     lora.check(train_config)
-    mesh = loop.mesh_of(train_config)
+    mesh = loop.mesh_of(train_config, store.load_config(train_config.init)[1].width)
     graph, model_config, params, frozen = lora.load(train_config, mesh, "policy")
     logprobs = np.split(np.load(reference / "logprobs.npy"), np.cumsum([len(example["tokens"]) for example in examples])[:-1])
     examples = [{**example, "reference": part} for example, part in zip(examples, logprobs, strict=True)]

@@ -111,7 +111,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     """Trains and writes `workdir/model`; returns the summary. Raises UserError for bad settings or data."""
     workdir = Path(workdir)
     check_values(config)
-    mesh = make_mesh(config.mesh, rows=(config.sample.rows, config.forward_rows, config.update_rows))
+    rows = (config.sample.rows, config.forward_rows, config.update_rows)
+    mesh = make_mesh(config.mesh, rows=rows, width=store.load_config(config.init)[1].width)
     actor_critic.check_mesh(config, mesh)
     tokenizer, template = load_tokenizer(config.init), get_template(config.template)
     questions, dropped = _questions(config, tokenizer, template)

@@ -50,7 +50,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     """Trains and writes `workdir/model`; returns the summary. Raises UserError for bad data or a mesh that does not fit."""
     workdir = Path(workdir)
     check_values(config)
-    mesh = loop.mesh_of(config)
+    mesh = loop.mesh_of(config, store.load_config(config.init)[1].width)
     tokenizer = load_tokenizer(config.init)
     graph, model_config, params, frozen = lora.load(config, mesh, "reward")
     if config.lm_loss and not (model_config.lm_head or model_config.tie_embeddings):

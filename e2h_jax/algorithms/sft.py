@@ -45,7 +45,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     """Trains and writes `workdir/model`; returns the summary. Raises UserError for bad data or a mesh that does not fit."""
     workdir = Path(workdir)
     check_values(config)
-    mesh = loop.mesh_of(config)
+    mesh = loop.mesh_of(config, store.load_config(config.init)[1].width if config.init else get_preset(config.preset)["width"])
 
     # The model: a checkpoint, or a fresh one of the preset's shape with the tokenizer's vocabulary.
     if config.init:

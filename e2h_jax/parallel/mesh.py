@@ -1,8 +1,9 @@
 """The device mesh ("data", "fsdp", "tensor"), and where programs compiled for it are kept.
 
-A CPU is one device to JAX, and of a small model's operations most keep one core busy. So its cores become devices here, up to
-MOST_CORES, and a mesh with -1 along data or fsdp takes as many of them as divide a stage's rows. How many devices there are is
-the user's to say: --xla_force_host_platform_device_count in XLA_FLAGS, or JAX_NUM_CPU_DEVICES; a mesh then takes all of them.
+A CPU is one device to JAX, and the operations of a small model keep one core busy. So its cores become devices here: a mesh
+with -1 along data or fsdp takes as many of them as divide a stage's rows, along data, since they share one memory. A model that
+is wider than WIDEST has operations that XLA cuts over the cores by itself, and takes one device (docs/performance.md).
+Whoever sets --xla_force_host_platform_device_count in XLA_FLAGS, or JAX_NUM_CPU_DEVICES, has a mesh of so many devices, always.
 """
 
 import os
@@ -18,6 +19,7 @@ from e2h_jax.parallel import hosts
 from e2h_jax.parallel.rules import MESH_AXES
 
 MOST_CORES = 8
+WIDEST = 256
 
 _programs: Path | None = None
 _cores = False  # the devices are a CPU's cores, and this file has made them so
@@ -46,13 +48,16 @@ def platform() -> str:
     return device.platform if device else ""
 
 
-def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None, rows: Sequence[int] = ()) -> Mesh:
+def make_mesh(
+    shape: Sequence[int], devices: Sequence[jax.Device] | None = None, rows: Sequence[int] = (), width: int = 0
+) -> Mesh:
     """Builds the mesh of `shape` = (data, fsdp, tensor); one entry may be -1 (all remaining devices).
 
     Auto axis types: the compiler propagates shardings from the annotations that `rules.py` decides.
 
     Args:
       rows: numbers of rows that will be cut along (data, fsdp): of a CPU's cores, no more are taken than divide them all.
+      width: of the model; decides whether a CPU's cores are taken one by one.
 
     Raises UserError when the shape does not multiply to the number of devices.
     """
@@ -64,7 +69,8 @@ def make_mesh(shape: Sequence[int], devices: Sequence[jax.Device] | None = None,
         _make_cores_devices()
         devices = jax.devices()
         if _cores and devices[0].platform == "cpu":
-            devices = devices[: cores_taken(shape, rows, len(devices))]
+            shape = cores_taken(shape, rows, len(devices) if width <= WIDEST else 1)
+            devices = devices[: int(np.prod(shape))]
     devices = list(devices)
     _use_kept_programs(devices[0].platform)
     if -1 in shape:
@@ -95,12 +101,12 @@ def _make_cores_devices() -> None:
     _cores = True
 
 
-def cores_taken(shape: tuple[int, ...], rows: Sequence[int], cores: int) -> int:
-    """How many of a CPU's cores the mesh of this shape takes: where an entry is -1, along data or fsdp the largest power of 2
-    with which the mesh fits them and divides all `rows`, along tensor 1, for which no model needs to be divisible."""
-    taken = abs(int(np.prod(shape)))
-    if -1 not in shape[:2]:
-        return min(taken, cores)
-    while 2 * taken <= cores and all(count % (2 * taken // shape[2]) == 0 for count in rows):
-        taken *= 2
-    return taken
+def cores_taken(shape: tuple[int, ...], rows: Sequence[int], cores: int) -> tuple[int, ...]:
+    """The mesh of a CPU's cores for this shape: in place of -1 along data or fsdp as many along data as there are and divide
+    all `rows`, a power of 2; along tensor, where they would have to divide the model, 1."""
+    if -1 not in shape:
+        return shape
+    data, fsdp, tensor = (1 if size == -1 else size for size in shape)
+    while shape[2] != -1 and 2 * data * fsdp * tensor <= cores and all(count % (2 * data * fsdp) == 0 for count in rows):
+        data *= 2
+    return data, fsdp, tensor

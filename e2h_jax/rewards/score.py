@@ -62,7 +62,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
             f"{config.model} holds a policy model where a reward model is needed "
             "(an evaluator of the Hub becomes one by `e2h convert --config.reward=…`)"
         )
-    mesh = make_mesh(config.mesh, rows=(rows_of(config),))
+    mesh = make_mesh(config.mesh, rows=(rows_of(config),), width=store.load_config(config.model)[1].width)
     graph, model_config, params = store.load_frozen(Path(config.model), mesh, "reward", config.dtype, config.quantize)
     reads = {"template": "e2h", "read_at": "separator_last"} | store.load_reads(config.model)
     for name in reads:

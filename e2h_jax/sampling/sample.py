@@ -72,7 +72,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     """Writes `workdir/samples-*.jsonl`; returns counts and rates. Raises UserError for bad settings or data."""
     workdir = Path(workdir)
     check_values(config)
-    mesh = make_mesh(config.mesh, rows=(config.rows,))
+    mesh = make_mesh(config.mesh, rows=(config.rows,), width=store.load_config(Path(config.model))[1].width)
     graph, model_config, params = store.load_frozen(Path(config.model), mesh, "policy", config.dtype, config.quantize)
     tokenizer, template = load_tokenizer(config.model), get_template(config.template)
     problems = select_levels(read_many(config.problems, "problem"), config.levels)

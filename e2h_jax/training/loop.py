@@ -54,9 +54,9 @@ def defaults() -> ml_collections.ConfigDict:
     return config
 
 
-def mesh_of(config: ml_collections.ConfigDict) -> Mesh:
-    """The mesh of a training stage's config, which divides the rows of a microbatch."""
-    return make_mesh(config.mesh, rows=(config.batch_size // max(1, config.microbatches),))
+def mesh_of(config: ml_collections.ConfigDict, width: int = 0) -> Mesh:
+    """The mesh of a training stage's config, which divides the rows of a microbatch, for a model of this width."""
+    return make_mesh(config.mesh, rows=(config.batch_size // max(1, config.microbatches),), width=width)
 
 
 class TrainState(NamedTuple):
