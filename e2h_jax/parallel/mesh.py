@@ -94,11 +94,16 @@ def _make_cores_devices() -> None:
     if _cores or told or hosts.joined():
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = min(MOST_CORES, 1 << cores.bit_length() - 1)
     try:
-        jax.config.update("jax_num_cpu_devices", min(MOST_CORES, 1 << cores.bit_length() - 1))
+        jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:  # JAX was used before, by a notebook say
         return
     _cores = True
+    if count > 1:
+        # Threads of XLA. A device that waits for the others in a collective holds one, and with one for each device, which is
+        # what XLA makes, the last may find none.
+        os.environ.setdefault("PJRT_NPROC", str(4 * count))
 
 
 def cores_taken(shape: tuple[int, ...], rows: Sequence[int], cores: int) -> tuple[int, ...]:
