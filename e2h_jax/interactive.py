@@ -99,7 +99,7 @@ class Policy:
         self.tokenizer, self._verbose = load_tokenizer(folder), asked.verbose
         own = CHAT if recorded_template(folder) else "e2h"
         self.template = policy_template(asked.template or own, folder, self.tokenizer, tell=True, field="--template")
-        mesh = make_mesh(self.config.mesh)
+        mesh = make_mesh(self.config.mesh, rows=(1,))  # a problem is drawn by one device
         self.config.rows = asked.samples * mesh.devices.size
         graph, config, params = store.load_frozen(folder, mesh, "policy", store.compute_dtype(folder, mesh))
         self._ends = end_ids(self.tokenizer, self.template)
@@ -158,7 +158,7 @@ class Judge:
         self._written, self._template = written, recorded_template(folder) or get_template("e2h")
         self._where = store.load_reads(folder).get("read_at", "separator_last")
         self._tokenizer, self._longest = load_tokenizer(folder), config.max_length
-        mesh = make_mesh((1, -1, 1))
+        mesh = make_mesh((1, -1, 1), rows=(1,))
         self._shards = axis_size(mesh, "batch")
         graph, _, params = store.load_frozen(folder, mesh, "reward", store.compute_dtype(folder, mesh))
         self._scorer = Scorer(graph, params, mesh)

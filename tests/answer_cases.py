@@ -5,6 +5,10 @@ system ("any") it is the box's, else the section's, else the sentence's. `TAGGED
 `RULED` of templates whose answers are found by another rule than their own.
 """
 
+from answer_rules import ARROW, EXPRESSION, HASHES, NUMBERS, RESULT, SENTENCE
+
+from e2h_jax.data.templates import TEMPLATES
+
 # text, section, box
 _ROWS = [
     # the answer section: where it begins
@@ -283,172 +287,16 @@ TAGGED = {
     "llama3_boxed": [("So \\boxed{2}<|eot_id|>\\boxed{3}", "2"), ("So \\boxed{2}<|start_header_id|>", "2")],
 }
 
-_SENTENCE = [
-    ("The answer is 42.", "42"),
-    ("The answer is 42", "42"),
-    ("We add.\n\nSo the answer is 42.\n\nmore", "42"),
-    ("The answer is: 42", "42"),
-    ("the answer is : 42", "42"),
-    ("The answer\nis 42.", "42"),
-    ("ANSWER: 42", "42"),
-    ("Answer: 42", "42"),
-    ("Answer:42", "42"),
-    ("Answer : 42", "42"),
-    ("Answer:\n42\nmore", "42"),
-    ("Answer:\n\n42\n\nmore", "42"),
-    ("Answer:\r\n\r\n42\r\n\r\nmore", "42"),
-    ("Final answer: x = 2", "x = 2"),
-    ("The final answer is 42. I hope it is correct.", "42"),
-    ("The correct answer is (B).", "(B)"),
-    ("### Answer: 42", "42"),
-    ("# Answer: 42", "42"),
-    # ends with the sentence
-    ("So the answer is 3.5. Then more.", "3.5"),
-    ("The answer is 5 apples. Good.", "5 apples"),
-    ("The answer is $18.50 per day.", "$18.50 per day"),
-    ("The answer is 1,024.\r\n", "1,024"),
-    ("The answer is 7\nmore", "7"),
-    # Markdown, and what wraps an answer whole
-    ("The answer is **42**.", "42"),
-    ("The answer is **42.**", "42"),
-    ("The answer is **42** apples.", "42"),
-    ("The answer is **42\n\n**Note**", "42"),
-    ("**Answer:** 42", "42"),
-    ("**Final Answer**: 42", "42"),
-    ("**Answer: 42**", "42"),
-    ("The **answer** is *42*.", "42"),
-    ("_Answer: 42_", "42"),
-    ("The answer is `42`.", "42"),
-    ('The answer is "yes".', "yes"),
-    ("The answer is $42$.", "42"),
-    ("The answer is $42.$", "42"),
-    ("The answer is $x = 2$ or $x = 3$.", "$x = 2$ or $x = 3$"),
-    ("The answer is $18.", "$18"),
-    ("The answer is \\(42\\).", "42"),
-    ("The answer is:\n$$\n42\n$$\nDone.", "42"),
-    ("The answer is\n\\[ x = 4. \\]", "x = 4"),
-    ("The answer is $$4", None),
-    ("The answer is \\[ 4", None),
-    # a box in it
-    ("The answer is $\\boxed{42}$.", "42"),
-    ("The answer is \\boxed{a. b}. And", "a. b"),
-    ("The answer is **\\boxed{42}**", "42"),
-    ("The answer is \\boxed{5}. Check: \\boxed{6}", "5"),
-    ("The answer is $\\boxed 9$.", "9"),
-    ("The answer is \\boxed{", None),
-    ("The answer is \\boxed{}", None),
-    ("\\boxed{7}", None),
-    ("so \\boxed{7}. The answer is 8.", "8"),
-    ("The answer is 8, not \\fbox", None),
-    # the last one decides
-    ("the answer is 3. No, the answer is 4.\r\n", "4"),
-    ("Answer: 3\n\nThe answer is 4.", "4"),
-    ("the answer is 3. So the answer is", None),
-    ("the answer is 3. Answer:\n\n", None),
-    # no such words
-    ("The answers: 3", None),
-    ("The reanswer: 3", None),
-    ("Answering: 3", None),
-    ("The answer isn't 3", None),
-    ("The answer issued: 3", None),
-    ("The answer, 3", None),
-    ("So it is 3.", None),
-    ("", None),
-]
-_HASHES = [
-    ("5 + 5 = 10\n#### 10", "10"),
-    ("5 + 5 = 10\n####10", "10"),
-    ("#### 10 ", "10"),
-    ("#### 9\n#### 10\r\n", "10"),
-    ("#### 9 #### 10", "10"),
-    ("##### 10", "10"),
-    ("so #### 10\nmore", "10"),
-    ("#### 10\n\nmore", "10"),
-    ("#### \\boxed{10}", "10"),
-    ("#### $\\boxed 9$", "9"),
-    ("#### \\boxed{", None),
-    ("#### 1,024", "1,024"),
-    ("#### -3", "-3"),
-    ("#### 9\n####", None),
-    ("####\n9", None),
-    ("####", None),
-    ("### 10", None),
-    ("no answer", None),
-    ("", None),
-]
-_NUMBERS = [
-    ("She has 42.", "42"),
-    ("She has 42 apples in all.", "42"),
-    ("5 of 7", "7"),
-    ("5-3", "3"),
-    ("5 - 3", "3"),
-    ("x-3", "3"),
-    ("(1)-3", "3"),
-    ("= -3", "-3"),
-    ("=-3.", "-3"),
-    ("(-3)", "-3"),
-    ("-3", "-3"),
-    ("\u22123", "\u22123"),
-    ("+3", "+3"),
-    ("x = 1,234.50.", "1,234.50"),
-    ("1,234,567 in all", "1,234,567"),
-    ("1{,}234", "1{,}234"),
-    ("1,\\!234", "1,\\!234"),
-    ("1, 2, 3,", "3"),
-    ("1,2345", "2345"),
-    ("3.", "3"),
-    ("3.5.", "3.5"),
-    (".5", ".5"),
-    ("wait...5", "5"),
-    ("v2.5", "2.5"),
-    ("1e3", "1e3"),
-    ("20%", "20%"),
-    ("20\\%", "20\\%"),
-    ("0.5 %", "0.5"),
-    ("$18.50", "$18.50"),
-    ("\\$18", "\\$18"),
-    ("-$3", "-$3"),
-    ("$42$", "42"),
-    ("$-42$", "-42"),
-    ("$x = 42$", "42"),
-    ("$5\\%$", "5\\%"),
-    ("3/4", "3/4"),
-    ("-3/4 of it", "-3/4"),
-    ("2 1/2 hours", "2 1/2"),
-    ("on 1/2/2026", "2026"),
-    ("\\frac{3}{4}", "\\frac{3}{4}"),
-    ("-\\dfrac{3}{4}", "-\\dfrac{3}{4}"),
-    ("2\\frac12", "2\\frac12"),
-    ("\\frac{x}{4}", "4"),
-    ("\\boxed{42}", "42"),
-    ("# Answer\n\n42", "42"),
-    ("7\r\n", "7"),
-    ("no number", None),
-    ("", None),
-]
-_RESULT = r"(?i)^result: *(.*)"  # without (?m): at the beginning alone
-_ARROW = r"=> (\S+)"
-_EXPRESSION = [
-    ("=> 42", "42"),
-    ("a => 41\n\nb => 42\n\nmore", "42"),
-    ("=> 41 => 42", "42"),
-    ("=> \\boxed{42}", "42"),
-    ("=> \\boxed{", None),
-    ("=> ", None),
-    ("=> 42\r\n", "42"),
-    ("42", None),
-    ("", None),
-]
 # (template, rule) -> (text, answer)
 RULED = {
     ("e2h", "any"): ANY,
     ("e2h", "boxed"): BOX,
     ("qwen_boxed", "section"): SECTION[:60] + [("# Answer\n\n2<|im_end|># Answer\n\n3", "2")],
-    ("e2h", "sentence"): _SENTENCE,
-    ("e2h", "gsm8k"): _HASHES,
-    ("e2h", "last_number"): _NUMBERS,
-    ("e2h", _ARROW): _EXPRESSION,
-    ("e2h", _RESULT): [("Result:  42", "42"), ("result: \n", None), ("a\nResult: 42", None), ("result: 1\nresult: 2", "1")],
+    ("e2h", "sentence"): SENTENCE,
+    ("e2h", "gsm8k"): HASHES,
+    ("e2h", "last_number"): NUMBERS,
+    ("e2h", ARROW): EXPRESSION,
+    ("e2h", RESULT): [("Result:  42", "42"), ("result: \n", None), ("a\nResult: 42", None), ("result: 1\nresult: 2", "1")],
     # A tag ends a sentence and a line.
     ("math_shepherd", "sentence"): [
         ("Step 1: a ки\nStep 2: The answer is: 2 ки", "2"),
@@ -485,6 +333,11 @@ BOXED = ("qwen_boxed", "qwen_prm", "deepseek_boxed", "llama3_boxed")
 CASES = [(text, "e2h", answer) for text, answer in SECTION]
 CASES += [(text, BOXED[number % len(BOXED)], answer) for number, (text, answer) in enumerate(BOX)]
 CASES += [(text, template, answer) for template, rows in TAGGED.items() for text, answer in rows]
+
+# (template, the config's rule for answers) -> (text, answer)
+FORMATS = {
+    (name, "template"): [(text, answer) for text, template, answer in CASES if template == name] for name in sorted(TEMPLATES)
+} | RULED
 
 # (beginning that the problem has, text that was sampled, template, answer of the two together)
 CONTINUED = [

@@ -38,7 +38,6 @@ from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError, naming
 from e2h_jax.models import lora, store
 from e2h_jax.models.attention import packed_causal
-from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.parallel.programs import Assumed, Program, Unit, prefixed
 from e2h_jax.parallel.rules import axis_size, batch_sharding, constrain
 from e2h_jax.training import loop, losses
@@ -243,7 +242,7 @@ def _reference(
     folder: Path,
 ) -> dict:
     """Writes `folder/logprobs.npy`: those of all examples, one behind the other."""
-    mesh = make_mesh(config.mesh)
+    mesh = loop.mesh_of(train_config, store.load_config(train_config.init)[1].width)
     graph, _, params = store.load_frozen(Path(model), mesh, "policy", config.reference_dtype, config.reference_quantize)
     rows = _reference_rows(train_config, mesh)
     logprobs = np.concatenate(reference_logprobs(graph, params, mesh, examples, train_config.length, rows))
@@ -272,7 +271,7 @@ def train(
 ) -> dict:
     """Trains the round's policy on pairs in `template`; `reference` is the folder of the reference's log-probabilities."""
     lora.check(train_config)
-    mesh = make_mesh(train_config.mesh)
+    mesh = loop.mesh_of(train_config, store.load_config(train_config.init)[1].width)
     graph, model_config, params, frozen = lora.load(train_config, mesh, "policy")
     logprobs = np.split(np.load(reference / "logprobs.npy"), np.cumsum([len(example["tokens"]) for example in examples])[:-1])
     examples = [{**example, "reference": part} for example, part in zip(examples, logprobs, strict=True)]

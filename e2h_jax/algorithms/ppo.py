@@ -115,7 +115,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     """Trains and writes `workdir/model`; returns the summary. Raises UserError for bad settings or data."""
     workdir = Path(workdir)
     check_values(config)
-    mesh = make_mesh(config.mesh)
+    rows = (config.sample.rows, config.forward_rows, config.update_rows)
+    mesh = make_mesh(config.mesh, rows=rows, width=store.load_config(config.init)[1].width)
     actor_critic.check_mesh(config, mesh)
     tokenizer, first = load_tokenizer(config.init), jax.process_index() == 0
     template = policy_template(config.template, config.init, tokenizer, tell=first)
@@ -394,8 +395,6 @@ def check(config: ml_collections.ConfigDict) -> None:
     if config.sample.temperature == 0:
         raise UserError("config.sample.temperature=0 explores nothing; reinforcement learning needs it above 0")
     if config.minibatches > rollouts:
-        raise UserError(
-            f"config.minibatches={config.minibatches} is more than the {rollouts} rollouts of a step (questions_per_step x "
-            "sample.samples); lower it"
-        )
+        there = f"the {rollouts} rollouts of a step (questions_per_step x sample.samples)"
+        raise UserError(f"config.minibatches={config.minibatches} is more than {there}; lower it")
     lora.check(config)

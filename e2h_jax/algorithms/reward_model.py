@@ -23,7 +23,6 @@ from e2h_jax.data.tokenizer import load_tokenizer
 from e2h_jax.errors import UserError
 from e2h_jax.models import lora, store
 from e2h_jax.models.attention import packed_causal
-from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.parallel.programs import Assumed, Program
 from e2h_jax.sampling.prompts import show_first
 from e2h_jax.training import loop, losses
@@ -56,7 +55,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     """Trains and writes `workdir/model`; returns the summary. Raises UserError for bad data or a mesh that does not fit."""
     workdir = Path(workdir)
     check_values(config)
-    mesh = make_mesh(config.mesh)
+    mesh = loop.mesh_of(config, store.load_config(config.init)[1].width)
     tokenizer = load_tokenizer(config.init)
     template = policy_template(config.template, config.init, tokenizer, tell=jax.process_index() == 0)
     dtype = loop.begun_dtype(workdir, config, Path(config.init), mesh)
@@ -107,7 +106,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     if not config.init:
         raise UserError("config.init is empty; name the model/ folder of a finished stage")
     lora.check(config)
-    loop.check(config, make_mesh(config.mesh))
+    loop.check(config, loop.mesh_of(config))
     loop.check_data(config)
     if config.label_tokens not in ("all", "end"):
         raise UserError(f"config.label_tokens={config.label_tokens!r} must be all or end")

@@ -97,16 +97,15 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         raise UserError("config.sample.temperature=0 draws the same solution every time; set it above 0")
     check_answer(config.answer)
     validation.check(config.validation)
-    mesh = make_mesh(config.mesh)
     with naming("config.sample."):
         sample.check(config.sample)
-        check_rows(mesh, rows=config.sample.rows)
+        check_rows(make_mesh(config.mesh, rows=(config.sample.rows,)), rows=config.sample.rows)
     with naming("config.score."):
         score.check(config.score)
         if config.reward_model:
-            score.check_batch(config.score, mesh)
+            score.check_batch(config.score, make_mesh(config.mesh, rows=(score.rows_of(config.score),)))
     with naming("config.train.", outside=("mesh", "init")):
-        loop.check(config.train, mesh)
+        loop.check(config.train, loop.mesh_of(complete(config.train, mesh=config.mesh)))
         loop.fit_length([], config.train.length, config.train.too_long, 0)
         store.check(config.train.get("dtype", ""), "")
         lora.check(complete(config.train, init=config.init))

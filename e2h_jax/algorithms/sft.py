@@ -24,7 +24,6 @@ from e2h_jax.models import lora, store
 from e2h_jax.models.attention import packed_causal
 from e2h_jax.models.llama import LlamaConfig
 from e2h_jax.models.presets import get_preset
-from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.parallel.programs import Assumed, Program
 from e2h_jax.sampling.prompts import show_first
 from e2h_jax.training import loop, losses
@@ -52,7 +51,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     """Trains and writes `workdir/model`; returns the summary. Raises UserError for bad data or a mesh that does not fit."""
     workdir = Path(workdir)
     check_values(config)
-    mesh = make_mesh(config.mesh)
+    mesh = loop.mesh_of(config, store.load_config(config.init)[1].width if config.init else get_preset(config.preset)["width"])
 
     # The model: a checkpoint, or a fresh one of the preset's shape with the tokenizer's vocabulary.
     if config.init:
@@ -110,7 +109,7 @@ def programs(config: ml_collections.ConfigDict, mesh: Mesh, assumed: Assumed) ->
 def check_values(config: ml_collections.ConfigDict) -> None:
     """Raises UserError for values that make no sense, before any file is read: a recipe asks all its stages first."""
     lora.check(config)
-    loop.check(config, make_mesh(config.mesh))
+    loop.check(config, loop.mesh_of(config))
     loop.check_data(config)
     if not config.init:
         get_preset(config.preset)  # raises

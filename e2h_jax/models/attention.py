@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 
 from e2h_jax.models import flash
-from e2h_jax.models.projection import einsum
 
 MASKED = -1e30
 
@@ -50,12 +49,55 @@ def _within(window, mask_BxLxL: jax.Array) -> jax.Array:
 def _dense(q_BxLxHxh, k_BxSxKxh, v_BxSxKxh, mask_BxLxS):
     batch, length, heads, head_dim = q_BxLxHxh.shape
     kv_heads = k_BxSxKxh.shape[2]
-    q = q_BxLxHxh.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
-    scores = einsum("blkgh,bskh->bkgls", q, k_BxSxKxh, jnp.float32) * head_dim**-0.5
-    scores = jnp.where(mask_BxLxS[:, None, None], scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BxSxKxh.dtype)
-    out = einsum("bkgls,bskh->blkgh", weights, v_BxSxKxh)
-    return out.reshape(batch, length, heads, head_dim)
+    group = heads // kv_heads
+    q = q_BxLxHxh.reshape(batch, length, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
+    k, v = (x.swapaxes(1, 2) for x in (k_BxSxKxh, v_BxSxKxh))
+    scores = _scores(q.reshape(batch, kv_heads, group * length, head_dim), k) * head_dim**-0.5
+    masked = jnp.where(mask_BxLxS[:, None, None], scores.reshape(batch, kv_heads, group, length, -1), MASKED)
+    weights = jax.nn.softmax(masked, axis=-1).astype(v.dtype)
+    out = _mixed(weights.reshape(scores.shape), v).reshape(batch, kv_heads, group, length, head_dim)
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, head_dim)
+
+
+# The two products of attention and their gradients, by head (R = G x L rows of queries): what has the size of all scores is
+# only ever an operand that is read as it lies. Differentiation would write the gradients to keys and values so that a CPU
+# copies it turned around, in every layer.
+
+
+@jax.custom_vjp
+def _scores(q_BxKxRxh: jax.Array, k_BxKxSxh: jax.Array) -> jax.Array:
+    """Float32 [B, K, R, S], unscaled."""
+    return _product(q_BxKxRxh, k_BxKxSxh, 3, 3, jnp.float32)
+
+
+@jax.custom_vjp
+def _mixed(weights_BxKxRxS: jax.Array, v_BxKxSxh: jax.Array) -> jax.Array:
+    """[B, K, R, h]."""
+    return _product(weights_BxKxRxS, v_BxKxSxh, 3, 2)
+
+
+def _scores_backward(operands, change_BxKxRxS):
+    q, k = operands
+    of_q = _product(change_BxKxRxS, k.astype(jnp.float32), 3, 2)
+    of_k = _product(q.astype(jnp.float32), change_BxKxRxS, 2, 2).swapaxes(2, 3)
+    return of_q.astype(q.dtype), of_k.astype(k.dtype)
+
+
+def _mixed_backward(operands, change_BxKxRxh):
+    weights, v = operands
+    of_v = _product(change_BxKxRxh, weights, 2, 2, jnp.float32).swapaxes(2, 3)
+    return _product(change_BxKxRxh, v, 3, 3), of_v.astype(v.dtype)
+
+
+def _product(x: jax.Array, y: jax.Array, x_axis: int, y_axis: int, out_dtype=None) -> jax.Array:
+    """Summed over these axes, batched over the first two."""
+    exact = jax.lax.Precision.HIGHEST if x.dtype == y.dtype == jnp.float32 else None
+    axes = ((x_axis,), (y_axis,)), ((0, 1), (0, 1))
+    return jax.lax.dot_general(x, y, axes, precision=exact, preferred_element_type=out_dtype)
+
+
+_scores.defvjp(lambda q, k: (_scores(q, k), (q, k)), _scores_backward)
+_mixed.defvjp(lambda weights, v: (_mixed(weights, v), (weights, v)), _mixed_backward)
 
 
 class KeyValues(NamedTuple):

@@ -54,13 +54,16 @@ CHIPS = {
 }
 
 
-def free_memory(device: jax.Device, *, described: bool = False) -> float:
+def free_memory(device: jax.Device, *, described: bool = False, sharing: int = 0) -> float:
     """Bytes that arrays may still take on a device; on a CPU device its share of what the machine has left.
 
     Of one that is only `described`, what a program may use. Infinite where nobody tells.
+
+    Args:
+      sharing: the machine's devices that are in use; 0 = all of a CPU's.
     """
     if device.platform == "cpu":
-        return machine_memory() / len(jax.local_devices(backend="cpu"))
+        return machine_memory() / (sharing or len(jax.local_devices(backend="cpu")))
     if described:
         return CHIPS[device.device_kind].memory if device.device_kind in CHIPS else math.inf
     told = device.memory_stats() or {}

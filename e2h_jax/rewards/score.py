@@ -72,7 +72,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
             f"{config.model} holds a policy model where a reward model is needed "
             "(an evaluator of the Hub becomes one by `e2h convert --config.reward=…`)"
         )
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh, rows=(rows_of(config),), width=store.load_config(config.model)[1].width)
     resumed = any(path.stat().st_size for path in workdir.glob("scored-*"))
     dtype = store.begun_dtype(workdir, config.dtype, Path(config.model), mesh, resumed)
     graph, model_config, params = store.load_frozen(Path(config.model), mesh, "reward", dtype, config.quantize)
@@ -122,7 +122,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         tokens_per_batch = config.tokens_per_batch
         if not tokens_per_batch:
             longest = _row_length(config, max((len(solution.tokens) for solution in judged), default=1))
-            free = free_memory(mesh.local_devices[0])
+            free = free_memory(mesh.local_devices[0], sharing=len(mesh.local_devices))
             tokens_per_batch = begun_with(
                 workdir, "tokens_per_batch", lambda: tokens_that_fit(model_config, mesh, longest, free)
             )
@@ -230,7 +230,15 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         raise UserError("config.model is empty; name the model/ folder of a finished stage")
     check_answer(config.answer)
     check(config)
-    check_batch(config, make_mesh(config.mesh))
+    check_batch(config, make_mesh(config.mesh, rows=(rows_of(config),)))
+
+
+def rows_of(config: ml_collections.ConfigDict) -> int:
+    """The largest power of 2 of rows that a batch has room for, at least 1; 0 where the device's memory will decide."""
+    if not config.tokens_per_batch:
+        return 0
+    rows = config.tokens_per_batch // max(1, config.row_length or config.length_bucket)
+    return 1 << max(0, rows.bit_length() - 1)
 
 
 def check_batch(config: ml_collections.ConfigDict, mesh: Mesh) -> None:

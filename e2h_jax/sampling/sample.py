@@ -85,8 +85,8 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
     """Writes `workdir/samples-*.jsonl`; returns counts and rates. Raises UserError for bad settings or data."""
     workdir = Path(workdir)
     check_values(config)
-    mesh, compiled = make_mesh(config.mesh), compilation.seconds()
-    store.load_config(config.model)  # raises where there is no model
+    width = store.load_config(config.model)[1].width  # raises where there is no model
+    mesh, compiled = make_mesh(config.mesh, rows=(config.rows,), width=width), compilation.seconds()
     tokenizer, first = load_tokenizer(config.model), jax.process_index() == 0
     template = policy_template(config.template, config.model, tokenizer, tell=first)
     resumed = any(path.stat().st_size for path in workdir.glob("samples-*"))
@@ -114,7 +114,7 @@ def run(config: ml_collections.ConfigDict, workdir: Path) -> dict:
         ends = end_ids(tokenizer, template)
         longest = max(lengths, default=0)
         if not config.rows:
-            free, needed = free_memory(mesh.local_devices[0]), len(problems) * config.samples
+            free, needed = free_memory(mesh.local_devices[0], sharing=len(mesh.local_devices)), len(problems) * config.samples
             rows = begun_with(workdir, "rows", lambda: rows_that_fit(config, model_config, mesh, longest, free, needed))
             config = ml_collections.ConfigDict(config.to_dict() | {"rows": rows})
         # Of all problems, not of those with missing samples: a resumed run must have the shapes of the whole one.
@@ -335,7 +335,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     if config.limit < 0:
         raise UserError("config.limit must be at least 0 (0 = all)")
     check(config)
-    check_rows(make_mesh(config.mesh), rows=config.rows)
+    check_rows(make_mesh(config.mesh, rows=(config.rows,)), rows=config.rows)
     store.check(config.dtype, config.quantize)
 
 

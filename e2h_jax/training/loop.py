@@ -28,6 +28,7 @@ from e2h_jax.parallel.checks import check_hosts
 from e2h_jax.parallel.chosen import begun_with
 from e2h_jax.parallel.compilation import clock
 from e2h_jax.parallel.devices import free_memory
+from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.parallel.programs import Program, Unit
 from e2h_jax.parallel.progress import Estimate
 from e2h_jax.parallel.rules import axis_size, batch_sharding, constrain, state_shardings
@@ -55,6 +56,11 @@ def defaults() -> ml_collections.ConfigDict:
     config.log_every = 10  # steps
     config.checkpoint_every = 500  # steps; a killed run loses at most these
     return config
+
+
+def mesh_of(config: ml_collections.ConfigDict, width: int = 0) -> Mesh:
+    """The mesh of a training stage's config, which divides the rows of a microbatch, for a model of this width."""
+    return make_mesh(config.mesh, rows=(config.batch_size // max(1, config.microbatches),), width=width)
 
 
 class TrainState(NamedTuple):
@@ -303,7 +309,7 @@ def fit(
     )
     state, make_step = _begin(config, mesh, params, loss_fn, steps, frozen)
     if not (microbatches := config.microbatches):
-        free = free_memory(mesh.local_devices[0])
+        free = free_memory(mesh.local_devices[0], sharing=len(mesh.local_devices))
         batch = batch_shapes(examples[0] | {"segment_ids": np.zeros(0, np.int32)}, config.batch_size, config.length, mesh)
         microbatches = begun_with(workdir, "microbatches", lambda: fewest_microbatches(make_step, state, batch, mesh, free))
     train_step = make_step(microbatches)
