@@ -366,7 +366,7 @@ def test_a_mixture_has_the_stated_shares(tmp_path):
     config.mixture = {"prm": parts["prm"]}
     with pytest.raises(UserError, match="config.mixture needs two parts or more"):
         prepare.run(config, tmp_path / "out2")
-    for wrong in ({"path": "x"}, {"path": "x", "share": 0}, {"path": "x", "share": "1"}, {"path": 3, "share": 1}):
+    for wrong in ({"path": "x"}, {"path": "x", "share": 0}, {"path": "x", "share": "much"}, {"path": 3, "share": 1}):
         config.mixture = {"prm": parts["prm"], "orm": wrong}
         with pytest.raises(UserError, match="config.mixture.orm must be a path and a positive share"):
             prepare.run(config, tmp_path / "out3")
