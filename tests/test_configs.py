@@ -195,7 +195,7 @@ def world(tmp_path_factory) -> dict[str, str]:
     return {name: str(folder / name) for name in ("huggingface", "math", "prm800k", "metamath", "math_shepherd")}
 
 
-def one_device(shape=None):
+def one_device(shape=None, **_):
     return make_mesh((1, 1, 1), jax.devices()[:1])
 
 
@@ -237,7 +237,7 @@ def shrink(config, world: dict[str, str]) -> None:
 @pytest.fixture(scope="module")
 def finished(world, tmp_path_factory):
     """finished(name, wanted): the workdir in which a recipe's wanted stages have run; recipes of one data set share theirs."""
-    modules = ("algorithms.sft", "algorithms.reward_model", "algorithms.dpo", "algorithms.rounds", "algorithms.ppo")
+    modules = ("algorithms.rounds", "algorithms.ppo")
     folder = tmp_path_factory.mktemp("paper")
 
     def run(name: str, wanted: Callable[[str], bool] = lambda stage: True) -> Path:
@@ -250,7 +250,7 @@ def finished(world, tmp_path_factory):
         return workdir
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (*modules, "sampling.sample", "rewards.score"):  # one device: an eighth of the compiling
+        for module in (*modules, "training.loop", "sampling.sample", "rewards.score"):  # one device: an eighth of the compiling
             patch.setattr(f"e2h_jax.{module}.make_mesh", one_device)
         yield run
 

@@ -30,7 +30,7 @@ E2H = get_template("e2h")
 def one_device():
     """One of the simulated devices: programs for all of them take much longer to compile."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interactive, "make_mesh", lambda shape: make_mesh((1, 1, 1), jax.devices()[:1]))
+        patch.setattr(interactive, "make_mesh", lambda shape, **_: make_mesh((1, 1, 1), jax.devices()[:1]))
         yield
 
 

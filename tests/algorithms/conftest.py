@@ -16,13 +16,13 @@ from e2h_jax.models.llama import LlamaConfig
 from e2h_jax.parallel.mesh import make_mesh
 
 
-def one_device(shape=None):
+def one_device(shape=None, **_):
     """Stands for `make_mesh`: an eighth of the compiling."""
     return make_mesh((1, 1, 1), jax.devices()[:1])
 
 
 def patch_meshes(patch: pytest.MonkeyPatch) -> None:
-    modules = (*(f"algorithms.{name}" for name in ("sft", "reward_model", "dpo", "rounds")), "sampling.sample", "rewards.score")
+    modules = ("algorithms.rounds", "training.loop", "sampling.sample", "rewards.score")
     for module in modules:
         patch.setattr(f"e2h_jax.{module}.make_mesh", one_device)
 

@@ -389,7 +389,6 @@ def test_no_pair_is_told(tmp_path, configured):
 
 @pytest.mark.usefixtures("on_one_device")
 def test_what_was_drawn_before_a_refusal_goes_on_in_another_folder(tmp_path, configured):
-    """Its config is that folder's for good, so the message tells of another one."""
     fields = {"validation__problems": "", "train__epochs": 1}
     told = r"^round-1: all \d+ pairs are longer than config.train.length=8; raise it, in another --workdir \(copy round-1/sam"
     with pytest.raises(UserError, match=told):
@@ -397,6 +396,5 @@ def test_what_was_drawn_before_a_refusal_goes_on_in_another_folder(tmp_path, con
     for name in ("samples", "scored"):
         shutil.copytree(tmp_path / "short" / "round-1" / name, tmp_path / "long" / "round-1" / name)
     dpo.run(configured(dpo, **fields), tmp_path / "long")
-    for name, drawn in (("samples", "drawn_now"), ("scored", "scored_now")):
-        told = [json.loads((tmp_path / folder / "round-1" / f"{name}.json").read_text())[drawn] for folder in ("short", "long")]
-        assert told == [96, 0]
+    for part, drawn in (("samples.json", "drawn_now"), ("scored.json", "scored_now")):
+        assert [json.loads((tmp_path / run / "round-1" / part).read_text())[drawn] for run in ("short", "long")] == [96, 0]

@@ -23,7 +23,7 @@ from e2h_jax.training import loop
 SOME = {"targets": ("q", "o", "down")}
 
 
-def one_device(shape=None):
+def one_device(shape=None, **_):
     return make_mesh((1, 1, 1), jax.devices()[:1])
 
 
@@ -73,7 +73,7 @@ def parameters(folder, kind):
 def whole(folder):
     """SFT of some targets on one device: folder and summary."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sft, "make_mesh", one_device)
+        patch.setattr(loop, "make_mesh", one_device)
         return folder / "whole", sft.run(config_of(sft, folder, SOME), folder / "whole")
 
 
@@ -110,7 +110,7 @@ def test_checkpoints_hold_the_adapter_and_its_moments_only(whole):
 
 def test_a_cut_run_goes_on_to_the_bit(folder, whole, monkeypatch):
     config, make = config_of(sft, folder, SOME), loop.make_train_step
-    monkeypatch.setattr(sft, "make_mesh", one_device)
+    monkeypatch.setattr(loop, "make_mesh", one_device)
 
     def breaking(*arguments):
         step = make(*arguments)
@@ -142,7 +142,7 @@ def test_eight_devices_are_one_device(folder, whole):
 
 
 def test_a_reward_model_learns_its_head_and_an_adapter_beside_int8_weights(folder, monkeypatch):
-    monkeypatch.setattr(reward_model, "make_mesh", one_device)
+    monkeypatch.setattr(loop, "make_mesh", one_device)
     workdir = folder / "reward"
     summary = reward_model.run(config_of(reward_model, folder, {"quantize": "int8"}, lm_loss=0.3), workdir)
     curve = metrics(workdir)

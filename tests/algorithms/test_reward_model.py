@@ -19,6 +19,7 @@ from e2h_jax.models import store
 from e2h_jax.models.llama import LlamaConfig
 from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.rewards.scoring import Scorer, plan
+from e2h_jax.training import loop
 
 E2H = get_template("e2h")
 LETTERS = "abcdex"
@@ -32,7 +33,7 @@ def one_device():
 @pytest.fixture(autouse=True, scope="module")
 def train_on_one_device():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reward_model, "make_mesh", lambda shape: one_device())
+        patch.setattr(loop, "make_mesh", lambda shape, **_: one_device())
         yield
 
 

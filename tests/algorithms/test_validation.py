@@ -257,7 +257,7 @@ def test_each_round_has_a_seed_of_its_own(pool, tmp_path, monkeypatch):
     for run, seed in enumerate((0, 0, 1)):
         config = rounds.defaults()
         config.update({"init": "init", "rounds": 3, "seed": seed})
-        rounds.run(config, tmp_path / str(run), play)
+        rounds.run(config, tmp_path / str(run), get_template("e2h"), play)
     assert len(set(seeds[:3])) == 3 and seeds[3:6] == seeds[:3] and not set(seeds[6:]) & set(seeds[:3])
     assert all(0 <= seed < 2**31 for seed in seeds)
 

@@ -36,7 +36,7 @@ Halve **both** of $x_1 * y_1 * 2$ and *see* `a_b`:
 ```
 print("<script>window.hacked = 5</script>")
 ```
-so \boxed{5} and $\href{javascript:hacked}{x}$"""
+so $5$ and $\href{javascript:hacked}{x}$"""
 
 
 @pytest.fixture(scope="module")

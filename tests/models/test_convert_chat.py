@@ -17,6 +17,7 @@ from e2h_jax.models import store
 from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.rewards import labels, score
 from e2h_jax.sampling import prompts, sample
+from e2h_jax.training import loop
 
 CHAT = "{% for m in messages %}{{ '<s>' + m.role[0] + 'w1' + m.content + '</s>' }}{% endfor %}<s>w2"
 
@@ -95,8 +96,8 @@ def test_a_base_model_has_no_system_text_and_a_chat_template_that_cannot_be_had_
 @pytest.fixture
 def stages(monkeypatch):
     """stages(module, workdir, field=value, group__field=value, …): a stage on one device."""
-    for module in (sft, reward_model, sample, score, interactive):
-        monkeypatch.setattr(module, "make_mesh", lambda shape=None: make_mesh((1, 1, 1), jax.devices()[:1]))
+    for module in (loop, sample, score, interactive):
+        monkeypatch.setattr(module, "make_mesh", lambda shape=None, **_: make_mesh((1, 1, 1), jax.devices()[:1]))
     monkeypatch.setattr(prompts, "_shown", set())
 
     def run(module, workdir, **fields):

@@ -22,6 +22,7 @@ from e2h_jax.parallel.mesh import make_mesh
 from e2h_jax.sampling.choose import Settings
 from e2h_jax.sampling.kernel import Kernel
 from e2h_jax.sampling.scheduler import Request, draw
+from e2h_jax.training import loop
 
 SHAPE = LlamaConfig(48, width=64, layers=3, heads=4, kv_heads=2, head_dim=16, mlp_width=96, qkv_bias=True, max_length=256)
 
@@ -167,7 +168,7 @@ def trained(tmp_path_factory):
     config.update(length=128, batch_size=16, epochs=6, mesh=(1, 1, 1), checkpoint_every=10_000)
     config.optimizer.update(learning_rate=4e-3, b2=0.95)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sft, "make_mesh", lambda shape: one_device())
+        patch.setattr(loop, "make_mesh", lambda shape, **_: one_device())
         patch.setitem(PRESETS, "micro", PRESETS["micro"] | {"layers": 2, "unroll": 1, "tie_embeddings": True})
         summary = sft.run(config, folder)
     assert summary["loss"] < 1.0  # it has learnt something

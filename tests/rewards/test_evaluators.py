@@ -216,7 +216,7 @@ def scored(model: Path, folder: Path, samples=(ANSWERED, OPEN), **fields) -> lis
     paths = {"model": str(model), "samples": str(folder / "samples.jsonl"), "problems": str(folder / "problems.jsonl")}
     config.update(paths | {"length_bucket": 256, "tokens_per_batch": 512, "written_in": "e2h"} | fields)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(score, "make_mesh", lambda shape: make_mesh((1, 1, 1), jax.devices()[:1]))
+        patch.setattr(score, "make_mesh", lambda shape, **_: make_mesh((1, 1, 1), jax.devices()[:1]))
         score.run(config, folder / "scored")
     return [r["step_scores"] for r in sorted(read_many(folder / "scored", "scored"), key=lambda r: r["sample"])]
 

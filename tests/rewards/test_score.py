@@ -26,7 +26,7 @@ ALL = (1, -1, 1)
 def one_device():
     """Unless a test asks for a mesh of its own, one device: an eighth of the compiling."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(score, "make_mesh", lambda shape: make_mesh(shape, jax.devices()[:1] if shape == ALL else None))
+        patch.setattr(score, "make_mesh", lambda shape, **_: make_mesh(shape, jax.devices()[:1] if shape == ALL else None))
         yield
 
 
@@ -157,7 +157,7 @@ def test_tokens_by_memory(world, uninterrupted, tmp_path, monkeypatch):
     """At least a row of the longest solution; a resumed run keeps to what it began with."""
     found = []
     for free in (1, 1e12):
-        monkeypatch.setattr(score, "free_memory", lambda device, free=free: free)
+        monkeypatch.setattr(score, "free_memory", lambda device, free=free, **_: free)
         workdir = tmp_path / f"{free}"
         stage.execute("score", config_of(world, tokens_per_batch=0), workdir)
         found.append(json.loads((workdir / "chosen.json").read_text())["tokens_per_batch"])
@@ -168,7 +168,7 @@ def test_tokens_by_memory(world, uninterrupted, tmp_path, monkeypatch):
     assert found[0] % 32 == 0 and found[0] < 1024 and found[1] == 16_384
     (workdir / SHARD).write_bytes(b"".join(whole[:3]))
     (workdir / "done.json").unlink()
-    monkeypatch.setattr(score, "free_memory", lambda device: 1)
+    monkeypatch.setattr(score, "free_memory", lambda device, **_: 1)
     stage.execute("score", config_of(world, tokens_per_batch=0), workdir)
     assert sorted(lines(workdir)) == sorted(whole)
 

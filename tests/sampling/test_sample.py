@@ -34,7 +34,7 @@ SHARD = "samples-00000-of-00001.jsonl"
 def one_device():
     """Unless a test asks for a mesh of its own, one device: an eighth of the compiling."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample, "make_mesh", lambda shape: make_mesh(shape, jax.devices()[:1] if shape == ALL else None))
+        patch.setattr(sample, "make_mesh", lambda shape, **_: make_mesh(shape, jax.devices()[:1] if shape == ALL else None))
         yield
 
 
@@ -195,7 +195,7 @@ def test_another_seed_draws_other_samples(world, uninterrupted, tmp_path):
 @pytest.mark.parametrize(("free", "rows"), [(1e12, 288), (3e6, None), (1, 1)])
 def test_rows_by_memory(world, uninterrupted, tmp_path, monkeypatch, free, rows):
     """A run that is resumed keeps to what it began with, so that it draws the same bits, whatever memory there is then."""
-    monkeypatch.setattr(sample, "free_memory", lambda device: free)
+    monkeypatch.setattr(sample, "free_memory", lambda device, **_: free)
     monkeypatch.setattr(sample, "MOST_ROWS", 1000)
     found = stage.execute("sample", config_of(world, rows=0, limit=3 if rows == 1 else 0), tmp_path)
     chosen = json.loads((tmp_path / "chosen.json").read_text())["rows"]
@@ -206,7 +206,7 @@ def test_rows_by_memory(world, uninterrupted, tmp_path, monkeypatch, free, rows)
         whole = lines(tmp_path)
         (tmp_path / SHARD).write_bytes(b"".join(whole[:50]))
         (tmp_path / "done.json").unlink()
-        monkeypatch.setattr(sample, "free_memory", lambda device: 1e12)
+        monkeypatch.setattr(sample, "free_memory", lambda device, **_: 1e12)
         stage.execute("sample", config_of(world, rows=0), tmp_path)
         assert sorted(lines(tmp_path)) == sorted(whole) and found["samples"] == len(whole)
 
