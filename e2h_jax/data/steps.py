@@ -184,7 +184,7 @@ class _Encoder:
         """Whether the template's tag is no single token."""
         if template.tag in template.special:
             return self.tag(template) is None
-        encoding = self._continuation.encode(template.separator.rstrip() or template.separator, add_special_tokens=False)
+        encoding = self._continuation.encode(template.separator.rstrip(), add_special_tokens=False)
         return len(encoding.ids) != 1 or encoding.tokens == [self._unknown]
 
 
@@ -230,8 +230,6 @@ def _piece(text: str, encoding: Any, template: Template) -> _Piece:
     # Offsets only grow, except that the tokens of one character all have its offsets: both lists are sorted.
     starts, ends = [o[0] for o in encoding.offsets], [o[1] for o in encoding.offsets]
     after = bisect_right(ends, gap) if gap < end else len(ends)
-    if start == stop:
-        return _Piece(encoding.ids, 0, 0, after)
     return _Piece(encoding.ids, bisect_right(ends, start), bisect_right(starts, stop - 1), after)
 
 
@@ -388,7 +386,7 @@ def truncate(encoded: EncodedSolution, max_length: int) -> EncodedSolution:
     """The first `max_length` tokens, and the steps that lie in them whole, blank lines included."""
     if len(encoded.tokens) <= max_length:
         return encoded
-    kept = int(np.sum(np.maximum.accumulate(encoded.separators[:, 1]) <= max_length)) if len(encoded.steps) else 0
+    kept = int(np.sum(np.maximum.accumulate(encoded.separators[:, 1]) <= max_length))
     return EncodedSolution(
         tokens=encoded.tokens[:max_length],
         prompt_length=min(encoded.prompt_length, max_length),

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import optax
 
 from e2h_jax.models.projection import einsum
-from e2h_jax.parallel.rules import constrain
 
 TOKENS_PER_CHUNK = 4096
 
@@ -82,8 +81,7 @@ def _cut(x: jax.Array, chunks: int) -> jax.Array:
 
 
 def _logits(hidden_BxTxD: jax.Array, head_DxV: jax.Array) -> jax.Array:
-    """Float32 logits of a chunk; its rows stay on the devices that have them."""
-    hidden_BxTxD = constrain(hidden_BxTxD, "batch", None, None)
+    """Float32 logits of a chunk."""
     return einsum("btd,dv->btv", hidden_BxTxD, head_DxV.astype(hidden_BxTxD.dtype), jnp.float32)
 
 

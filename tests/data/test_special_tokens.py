@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer, models, processors
 
 from e2h_jax.data.sampled_steps import locate
 from e2h_jax.data.steps import (
+    check_tag,
     encode_continuations,
     encode_labelled,
     encode_prompt,
@@ -211,3 +212,41 @@ def test_chats_of_qwen_have_no_bos_and_those_of_llama_one(tokenizers):
         assert first[: 2 if bos else 1] == ([bos, template.special[0]] if bos else [template.special[0]])
         assert first.count(template.special[0]) == 1
         assert end_ids(tokenizer, template)[1:] == tuple(sorted(tokenizer.convert_tokens_to_ids(list(template.stop))))
+
+
+def tagged(backend, **fields):
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", **fields)
+
+
+def test_a_tag_that_is_text_must_be_one_known_token(tokenizers):
+    """With its space in front, as it stands between steps; Math-Shepherd's is " ки"."""
+    template = get_template("math_shepherd")
+    for vocabulary, refused in (((" ки", "<unk>", "</s>"), False), (("ки", "ки\n", " ки\n", "<unk>", "</s>"), True)):
+        words = models.WordLevel({word: number for number, word in enumerate(vocabulary)}, unk_token="<unk>")
+        tokenizer = tagged(Tokenizer(words), unk_token="<unk>")
+        if refused:
+            with pytest.raises(UserError, match="no token 'ки', which ends the steps of the template math_shepherd"):
+                check_tag(tokenizer, template)
+        else:
+            check_tag(tokenizer, template)
+    with pytest.raises(UserError, match="no token 'ки'"):  # several bytes
+        check_tag(tokenizers.greedy, template)
+    check_tag(tokenizers.greedy, get_template("e2h"))  # no tag
+
+
+def test_a_tag_is_its_special_token_where_the_template_says_so_and_text_has_it(tokenizers):
+    backend = Tokenizer.from_str(tokenizers.greedy.backend_tokenizer.to_str())
+    backend.add_special_tokens(["<end>"])
+    tokenizer, number = tagged(backend), backend.token_to_id("<end>")
+    special = Template("x", "Q {question} A ", separator="<end>", tag="<end>", special=("<end>",))
+    check_tag(tokenizer, special)
+    with pytest.raises(UserError, match="no token '<end>'"):
+        check_tag(tokenizers.greedy, special)
+    for text, ends in (("a<end>b", 1), ("a<end>b<end>", 2), ("a", 0)):  # a last step may be cut off before its tag
+        assert encode_solution(tokenizer, "q", text, special, add_eos=False).tokens.tolist().count(number) == ends
+    written = Template("x", "Q {question} A ", separator="<end>", tag="<end>")
+    assert number not in encode_solution(tokenizer, "q", "a<end>b", written, add_eos=False).tokens
+    with pytest.raises(UserError, match="no token '<end>'"):
+        check_tag(tokenizer, written)

@@ -11,6 +11,7 @@ from tokenizers import normalizers
 from e2h_jax.data.batches import step_label_example
 from e2h_jax.data.steps import (
     READ_AT,
+    EncodedSolution,
     encode_labelled,
     encode_prompt,
     encode_solution,
@@ -18,6 +19,7 @@ from e2h_jax.data.steps import (
     encode_steps,
     read_positions,
     split_steps,
+    steps_begun,
     truncate,
 )
 from e2h_jax.data.templates import get_template
@@ -334,6 +336,30 @@ def test_a_step_stays_when_its_blank_lines_just_fit(tokenizers):
     for kept, end in enumerate(ends, start=1):
         assert len(truncate(encoded, end).steps) == kept and len(truncate(encoded, end - 1).steps) == kept - 1
     assert truncate(encoded, ends[-1]).has_answer and not truncate(encoded, ends[-1] - 1).has_answer
+
+
+@pytest.mark.parametrize(
+    ("where", "step", "answer"),
+    [("separator_first", 2, 6), ("separator_last", 4, 6), ("min3", (1, 2, 4), 6), ("last_token", 1, 6), ("tag", 2, 7)],
+)
+def test_positions_behind_a_step_and_behind_the_answer(where, step, answer):
+    """Tokens 0 1 are a step and 2 3 4 its blank lines, 5 6 the answer and 7 8 9 what follows it."""
+    spans = [np.array(rows, np.int32) for rows in ([[0, 2], [5, 7]], [[2, 5], [7, 10]])]
+    positions = read_positions(EncodedSolution(np.arange(10), 0, *spans, has_answer=True), where)
+    assert [p.tolist() for p in positions] == [[*np.atleast_1d(step)], [answer]]
+    assert {p.dtype for p in positions} == {np.dtype(np.int32)}
+
+
+def test_a_blank_first_step_has_empty_spans_behind_the_prompt(tokenizers):
+    encoded, first = encode_steps(tokenizers.words, "q", "", ["", "a"], TEMPLATE, add_eos=True)
+    prompt = encoded.prompt_length
+    assert first == 0 and encoded.steps.tolist() == [[prompt] * 2, [prompt + 1, prompt + 2]]  # its blank line stands before a
+    assert encoded.separators[0].tolist() == [prompt] * 2
+
+
+@pytest.mark.parametrize(("length", "begun"), [(0, 0), (1, 1), (2, 1), (3, 1), (4, 2), (6, 2), (7, 3)])
+def test_a_step_has_begun_with_its_first_character(length, begun):
+    assert steps_begun("a\n\nb\n\nc", length, TEMPLATE) == begun  # a, b and c stand at 0, 3 and 6
 
 
 def test_unknown_reading_position_is_refused(tokenizers):

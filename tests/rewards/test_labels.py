@@ -67,6 +67,12 @@ def test_outcome_labels(files):
     assert few["records"] == 2 + 4
 
 
+def test_solutions_without_a_step_are_counted_over_all_questions(files):
+    rows = [sample(f"p/{p}", n, text) for p in (1, 2) for n, text in enumerate((solution(p), solution(9), " "))]
+    write_records(files / "samples.jsonl", rows)
+    assert run(files, max_no_answer=1.0)[0]["solutions without a step of their own, left out"] == 2
+
+
 def test_each_question_has_a_draw_of_its_own(files):
     rows = [sample(f"p/{p}", n, solution(p if n == 0 else 9, f"Way {n}.")) for p in range(4) for n in range(13)]
     write_records(files / "samples.jsonl", rows)
