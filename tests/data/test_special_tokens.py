@@ -134,7 +134,6 @@ def test_a_model_of_an_earlier_version_reads_what_it_has_learned(hub, fields):
         (["<|end|>", "<|turn|>"], PLAIN, ("<|turn|>",)),
         (["<|turn|>", "a"], CHAT, ("<|turn|>", "a")),
     ],
-    ids=str,
 )
 def test_a_solution_ends_at_every_end_token_that_is_known(hub, generation, template, others):
     ids = load_tokenizer(hub()).convert_tokens_to_ids
@@ -181,7 +180,6 @@ def test_a_damaged_file_beside_the_tokenizer_is_named(hub, name, content):
         (("<|begun|>",), r'no special token <\|begun\|> \(did you mean "<\|begin\|>"\?\), which the template mine names'),
         (("<|begin|>", "[X]"), r"no special token \[X\], which the template mine names"),
     ],
-    ids=str,
 )
 def test_markup_that_the_tokenizer_lacks_is_refused(hub, special, message):
     tokenizer = load_tokenizer(hub())
