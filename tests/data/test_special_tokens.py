@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, models, processors
 
 from e2h_jax.data.sampled_steps import locate
 from e2h_jax.data.steps import (
+    _without_dummy_prefix,
     check_tag,
     encode_continuations,
     encode_labelled,
@@ -210,6 +211,36 @@ def test_chats_of_qwen_have_no_bos_and_those_of_llama_one(tokenizers):
         assert first[: 2 if bos else 1] == ([bos, template.special[0]] if bos else [template.special[0]])
         assert first.count(template.special[0]) == 1
         assert end_ids(tokenizer, template)[1:] == tuple(sorted(tokenizer.convert_tokens_to_ids(list(template.stop))))
+
+
+def test_a_description_without_a_space_in_front():
+    """Nothing is changed in what makes no tokens of text, or is large."""
+
+    def parts(prepend, metaspace, bytelevel):
+        cut = [{"type": "Metaspace", **metaspace}, {"type": "ByteLevel", "add_prefix_space": bytelevel}]
+        return {
+            "normalizer": {"type": "Sequence", "normalizers": [prepend, {"type": "Replace", "content": " "}]},
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": cut},
+            "decoder": {"type": "ByteLevel", "add_prefix_space": True},
+            "model": {"type": "Metaspace"},
+            "added_tokens": [{"type": "Prepend"}],
+            "truncation": None,
+        }
+
+    description = parts({"type": "Prepend", "prepend": "_"}, {"prepend_scheme": "always", "split": True}, True)
+    expected = parts({"type": "Sequence", "normalizers": []}, {"prepend_scheme": "never", "split": True}, False)
+    assert _without_dummy_prefix(description) == expected
+
+
+def test_a_problem_without_a_prefix_or_a_solution_is_its_prompt(hub):
+    tokenizer = load_tokenizer(hub())
+    prompt = encode_prompt(tokenizer, "q", PLAIN)
+    assert prompt.dtype == np.int32
+    problems = [{"question": "q", "solution": None}, {"question": "q", "prefix": None, "solution": "a"}]
+    blank, whole = encode_continuations(tokenizer, problems, PLAIN)
+    assert blank.tokens.tolist() == [*prompt, tokenizer.eos_token_id] and blank.prompt_length == len(prompt)
+    assert whole.tokens.tolist() == encode_solution(tokenizer, "q", "a", PLAIN, add_eos=True).tokens.tolist()
+    assert whole.prompt_length == len(prompt)
 
 
 def tagged(backend, **fields):

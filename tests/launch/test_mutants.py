@@ -55,14 +55,18 @@ def test_functions_are_left_out_by_a_comment(mutants):
 
 def test_a_survivor_needs_a_reason_and_a_reason_a_survivor(mutants):
     change = ("return x < y", "return x <= y")
-    tried = (("f", 1), ("f", 0), ("g", 33), ("h", -24))  # a test fails; none does; there is none; it never ends
+    # A test fails; none does; there is none; one never ends; pytest could not run them.
+    tried = (("f", 1), ("f", 0), ("g", 33), ("h", -24), ("k", 255))
     found = [mutants.Mutant(function, *change, code) for function, code in tried]
     reasons = [{"of": f"m.{function}", "old": change[0], "new": [change[1]], "why": "…"} for function in ("f", "h")]
     report = mutants.report(found, reasons, 7.0)
-    assert report.killed() == 2 and report.unexplained == [found[2]] and report.stale == [("h", *change)]
+    assert report.killed() == 2 and report.unexplained == [found[2], found[4]] and report.stale == [("h", *change)]
     assert mutants.text("m", report).splitlines() == [
-        "m: 2 of 4 mutants killed, 2 survive; 7 s",
+        "m: 2 of 5 mutants killed, 3 survive; 7 s",
         "  g has no test:",
+        "    - return x < y",
+        "    + return x <= y",
+        "  k ended with 255:",
         "    - return x < y",
         "    + return x <= y",
         "  h is no survivor, but has a reason:",
@@ -70,6 +74,6 @@ def test_a_survivor_needs_a_reason_and_a_reason_a_survivor(mutants):
         "    + return x <= y",
     ]
     assert mutants.summary({"m": report, "n": report}).splitlines()[-2:] == [
-        "| n | 4 | 2 | 2 | 50.0% | 7 |",
-        "| all | 8 | 4 | 4 | 50.0% | 14 |",
+        "| n | 5 | 2 | 3 | 40.0% | 7 |",
+        "| all | 10 | 4 | 6 | 40.0% | 14 |",
     ]
