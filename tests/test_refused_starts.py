@@ -1,8 +1,8 @@
 """A stage's folder: what a refused start leaves in it, what in it is the stage's own, and what a finished one must hold."""
 
 import json
-import os
 import shutil
+import signal
 
 import pytest
 
@@ -80,7 +80,7 @@ def test_a_resumed_run_that_is_refused_stays(refusing, toy, monkeypatch):
     """Its config is fine: a file it reads is missing now, say."""
     module = stage.load("refusing")
     run = module.run
-    monkeypatch.setattr(module, "run", lambda config, workdir: (run(config, workdir), os.kill(os.getpid(), 2))[0])
+    monkeypatch.setattr(module, "run", lambda config, workdir: (run(config, workdir), signal.raise_signal(signal.SIGINT))[0])
     with pytest.raises(KeyboardInterrupt):
         refusing(steps=5)
     before = names(toy / "out")

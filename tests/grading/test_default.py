@@ -73,9 +73,9 @@ def test_hostile_answers_are_answered_at_once_and_never_correct(rules, tmp_path,
     for text in HOSTILE:
         for reference in [*REFERENCES, text[:-1] + "3" if len(text) < MAX_LENGTH else "3"]:
             for prediction, truth in ((text, reference), (reference, text)):
-                start = time.perf_counter()
+                start = time.process_time()  # others may keep the cores busy
                 verdict = grade(prediction, truth, rules)
-                if (seconds := time.perf_counter() - start) > 0.9:
+                if (seconds := time.process_time() - start) > 0.9:
                     slow.append((text[:40], truth[:40], seconds))
                 if rules == "default" and text not in HARMLESS and prediction.strip() != truth.strip():
                     assert verdict != "correct" or read(text).spelling == read(reference).spelling, (text[:80], reference[:80])
