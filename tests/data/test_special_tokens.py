@@ -279,3 +279,12 @@ def test_a_tag_is_its_special_token_where_the_template_says_so_and_text_has_it(t
     assert number not in encode_solution(tokenizer, "q", "a<end>b", written, add_eos=False).tokens
     with pytest.raises(UserError, match="no token '<end>'"):
         check_tag(tokenizer, written)
+
+
+def test_steps_that_are_one_character_apart_are_two(tokenizers):
+    template = Template("x", "Q {question} A ", separator="#", tag="#")
+    record = {"question": "q", "prefix": "", "steps": ["a", "b"]}
+    encoded, first = encode_labelled(tokenizers.words, [record], template, add_eos=False)[0]
+    begin = encoded.prompt_length
+    assert first == 0 and (encoded.steps - begin).tolist() == [[0, 1], [2, 3]]
+    assert (encoded.separators - begin).tolist() == [[1, 2], [3, 4]]
