@@ -282,7 +282,7 @@ def test_a_tag_is_its_special_token_where_the_template_says_so_and_text_has_it(t
 
 
 def test_steps_that_are_one_character_apart_are_two(tokenizers):
-    template = Template("x", "Q {question} A ", separator="#", tag="#")
+    template = Template("x", "Q {question}", separator="#", tag="#")
     record = {"question": "q", "prefix": "", "steps": ["a", "b"]}
     encoded, first = encode_labelled(tokenizers.words, [record], template, add_eos=False)[0]
     begin = encoded.prompt_length
