@@ -288,3 +288,23 @@ def test_steps_that_are_one_character_apart_are_two(tokenizers):
     begin = encoded.prompt_length
     assert first == 0 and (encoded.steps - begin).tolist() == [[0, 1], [2, 3]]
     assert (encoded.separators - begin).tolist() == [[1, 2], [3, 4]]
+
+
+def test_the_last_space_of_a_prompt_is_the_solution_s(tokenizers, hub):
+    """Any other space stays where it is, before markup too."""
+    template = Template("x", "q {question} a ")
+    for tokenizer in (tokenizers.words, tokenizers.greedy):
+        prompt = encode_prompt(tokenizer, "b", template)
+        whole = encode_solution(tokenizer, "b", "c", template, add_eos=False).tokens
+        assert whole[: len(prompt)].tolist() == prompt.tolist()
+        assert tokenizer.decode(prompt, skip_special_tokens=True).endswith("q b a")
+        assert tokenizer.decode(whole[len(prompt) :]) == " c"
+    chat = Template("x", " a <|turn|> b{question} c ", special=("<|turn|>",))
+    tokenizer = load_tokenizer(hub(False, bos_token=None))
+    assert tokenizer.decode(encode_prompt(tokenizer, "q", chat)).lstrip() == "a <|turn|> bq c"
+
+
+def test_only_the_beginning_of_a_prompt_gets_the_space_of_sentencepiece(tokenizers):
+    tokenizer, template = tokenizers.bytes, Template("x", "q {question}")
+    tokens = tokenizer.convert_ids_to_tokens(encode_solution(tokenizer, "a", "b", template, add_eos=False).tokens.tolist())
+    assert "".join(tokens) == "▁<0x71>▁a<0x62>"
